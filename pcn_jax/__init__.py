@@ -1,0 +1,72 @@
+"""Per-class normalised gradient descent in JAX: training on imbalanced data."""
+
+from pcn_jax.class_gradients import (
+    ClassValue,
+    accumulate,
+    combine,
+    per_class_value_and_grad,
+    per_group_value_and_grad,
+)
+from pcn_jax.dynamics import (
+    class_means,
+    macro_recall,
+    predicted_loss_changes,
+)
+from pcn_jax.geometry import (
+    class_alignment,
+    class_cosines,
+    class_norms,
+    unit_class_grads,
+)
+from pcn_jax.initial_drop import InitialDrop, initial_drop, steps_to_reach
+from pcn_jax.samplers import (
+    Sampler,
+    oversampled,
+    progressively_balanced,
+    square_root,
+    stratified,
+    uniform,
+)
+from pcn_jax.transforms import (
+    clip_by_class_norm,
+    pcngd,
+    pcnsgd,
+    scale_by_class_alignment,
+    scale_by_class_angle,
+    scale_by_class_frequency,
+    scale_by_class_norm,
+    sum_over_classes,
+)
+
+__all__ = [
+    "ClassValue",
+    "InitialDrop",
+    "Sampler",
+    "accumulate",
+    "class_alignment",
+    "class_cosines",
+    "class_means",
+    "class_norms",
+    "clip_by_class_norm",
+    "combine",
+    "initial_drop",
+    "macro_recall",
+    "oversampled",
+    "pcngd",
+    "pcnsgd",
+    "per_class_value_and_grad",
+    "per_group_value_and_grad",
+    "predicted_loss_changes",
+    "progressively_balanced",
+    "scale_by_class_alignment",
+    "scale_by_class_angle",
+    "scale_by_class_frequency",
+    "scale_by_class_norm",
+    "square_root",
+    "steps_to_reach",
+    "stratified",
+    "sum_over_classes",
+    "uniform",
+    "unit_class_grads",
+]
+__version__ = "0.1.0"

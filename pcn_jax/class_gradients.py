@@ -1,0 +1,386 @@
+"""Class gradients: the rows that every per-class method scales and sums.
+
+Row `l` is the gradient of class `l`'s share of the mean loss,
+
+    f_l = (1/B) Σ_{i in class l} loss_i,
+
+so the rows sum to the ordinary gradient, and each method is a choice of weights for
+them. Labels below zero mark padding: such an example belongs to no class and is not
+counted in `B`.
+"""
+
+import functools
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pcn_jax.loops import Loop, resolve_loop
+
+LossFn = Callable[..., Any]
+"""`loss_fn(params, inputs, labels, *args)` gives losses `[B]`, or `(losses, aux)`."""
+
+
+class ClassValue(NamedTuple):
+    """What a batch says about each class besides the gradients.
+
+    Attributes:
+      losses: Mean loss of each class, float `[C]`; 0 for a class that is absent.
+      counts: Examples of each class, int32 `[C]`.
+      aux: The auxiliary output of the loss function, or `None`.
+    """
+
+    losses: jax.Array
+    counts: jax.Array
+    aux: Any = None
+
+    @property
+    def loss(self) -> jax.Array:
+        """Mean loss of the batch, a scalar."""
+        weights = self.counts / _at_least_one(self.counts.sum())
+        return jnp.sum(self.losses * weights.astype(self.losses.dtype))
+
+
+ClassValueAndGrad = Callable[..., tuple[ClassValue, chex.ArrayTree]]
+
+
+def per_class_value_and_grad(
+    loss_fn: LossFn, num_classes: int, *, has_aux: bool = False
+) -> ClassValueAndGrad:
+    """Turns a per-example loss into a function for class losses and class gradients.
+
+    Imitates `jax.value_and_grad`. There is one forward pass over the whole batch, and
+    one backward pass a class, vectorised with `jax.vmap` over class-masked losses. So
+    nets whose examples interact (batch normalisation) are differentiated correctly.
+
+    Args:
+      loss_fn: `loss_fn(params, inputs, labels, *args)` returning losses `[B]`, or
+        `(losses, aux)` if `has_aux`.
+      num_classes: `C`.
+      has_aux: Whether `loss_fn` returns `(losses, aux)`.
+
+    Returns:
+      A function of `(params, inputs, labels, *args)`, where `labels` are integers `[B]`
+      below `C`, those below zero being padding. It returns a `ClassValue` and the class
+      gradients: a pytree like `params` whose leaves have shape `[C, *param.shape]` and
+      the dtype of the parameter. The row of an absent class is zero.
+
+    Raises:
+      ValueError: At construction if `num_classes` is not a positive integer; when
+        called, if labels are not integers `[B]`, if one is `C` or more (under `jit`,
+        where values are unknown, all gradients become NaN instead), or if losses do not
+        have the shape of labels.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> def squared_error(w, x, y):
+      ...     return 0.5 * (x @ w - y) ** 2
+      >>> x, y = jnp.array([[1.0], [2.0], [4.0]]), jnp.array([0, 1, 1])
+      >>> value, grads = per_class_value_and_grad(squared_error, 2)(jnp.ones(1), x, y)
+      >>> grads.shape
+      (2, 1)
+      >>> value.counts.tolist()
+      [1, 2]
+    """
+    if not isinstance(num_classes, int | np.integer) or num_classes < 1:
+        raise ValueError(
+            f"num_classes must be a positive integer, got {num_classes!r}."
+        )
+
+    def class_value_and_grad(
+        params: chex.ArrayTree, inputs: Any, labels: jax.Array, *args: Any
+    ) -> tuple[ClassValue, chex.ArrayTree]:
+        labels = _check_labels(labels, ndim=1)
+        _check_below(labels, num_classes)
+        members = jnp.arange(num_classes)[:, None] == labels[None, :]  # [C, B]
+        counts = members.sum(axis=1, dtype=jnp.int32)
+        total = _at_least_one(counts.sum())
+        # An out-of-range label that could not be seen earlier must not pass silently.
+        poison = jnp.where(jnp.any(labels >= num_classes), jnp.nan, 1.0)
+
+        def class_shares(params: chex.ArrayTree) -> tuple[jax.Array, Any]:
+            losses, aux = _losses(loss_fn, has_aux, params, inputs, labels, *args)
+            sums = jnp.where(members, losses[None, :], 0).sum(axis=1)
+            return sums * (poison / total).astype(sums.dtype), aux
+
+        shares, pullback, aux = jax.vjp(class_shares, params, has_aux=True)
+        (class_grads,) = jax.vmap(pullback)(jnp.eye(num_classes, dtype=shares.dtype))
+        return ClassValue(_class_means(shares, counts), counts, aux), class_grads
+
+    return class_value_and_grad
+
+
+def per_group_value_and_grad(
+    loss_fn: LossFn, *, has_aux: bool = False
+) -> ClassValueAndGrad:
+    """Like `per_class_value_and_grad`, for a batch already laid out class by class.
+
+    Each group is passed through the net on its own, which costs about as much as a
+    plain gradient of the same examples instead of one backward pass of all of them a
+    class. The price: examples of different classes must not interact in `loss_fn`. With
+    batch normalisation this computes something else; use `per_class_value_and_grad`.
+
+    Args:
+      loss_fn: As in `per_class_value_and_grad`; called once under `jax.vmap` with
+        `inputs` `[m, ...]` and `labels` `[m]` of one group. `*args` are shared.
+      has_aux: Whether `loss_fn` returns `(losses, aux)`.
+
+    Returns:
+      A function of `(params, inputs, labels, *args)`, with `inputs` `[C, m, ...]` and
+      integer `labels` `[C, m]`, where row `l` holds the examples of class `l`, filled
+      up with padding (labels below zero) if there are fewer than `m`. It returns what
+      `per_class_value_and_grad` would; leaves of `aux` have the group axis first.
+
+    Raises:
+      ValueError: When called, if labels are not integers `[C, m]` or losses not `[m]`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> def squared_error(w, x, y):
+      ...     return 0.5 * (x @ w - y) ** 2
+      >>> x, y = jnp.ones((3, 4, 2)), jnp.array([[0] * 4, [1] * 4, [2] * 3 + [-1]])
+      >>> value, grads = per_group_value_and_grad(squared_error)(jnp.zeros(2), x, y)
+      >>> value.counts.tolist(), grads.shape
+      ([4, 4, 3], (3, 2))
+    """
+
+    def group_value_and_grad(
+        params: chex.ArrayTree, inputs: Any, labels: jax.Array, *args: Any
+    ) -> tuple[ClassValue, chex.ArrayTree]:
+        labels = _check_labels(labels, ndim=2)
+        counts = (labels >= 0).sum(axis=1, dtype=jnp.int32)
+        total = _at_least_one(counts.sum())
+
+        def share(
+            params: chex.ArrayTree, inputs: Any, labels: jax.Array
+        ) -> tuple[jax.Array, Any]:
+            losses, aux = _losses(loss_fn, has_aux, params, inputs, labels, *args)
+            loss_sum = jnp.where(labels >= 0, losses, 0).sum()
+            return loss_sum / total.astype(loss_sum.dtype), aux
+
+        value_and_grad = jax.value_and_grad(share, has_aux=True)
+        (shares, aux), class_grads = jax.vmap(value_and_grad, in_axes=(None, 0, 0))(
+            params, inputs, labels
+        )
+        return ClassValue(_class_means(shares, counts), counts, aux), class_grads
+
+    return group_value_and_grad
+
+
+def accumulate(
+    class_value_and_grad: ClassValueAndGrad,
+    microbatch_size: int,
+    *,
+    loop: Loop | None = None,
+) -> ClassValueAndGrad:
+    """Computes the same class gradients in micro-batches, with the memory of one.
+
+    Class sums and counts are added up and divided once, so the result is that of the
+    whole batch, or of the whole data set: so come the full-batch gradients of GD, PCNGD
+    and PCNSGD+R. The last micro-batch may be smaller. Sums are kept in float32 or
+    wider.
+
+    Args:
+      class_value_and_grad: What `per_class_value_and_grad` returned, for a loss in
+        which examples do not interact.
+      microbatch_size: Examples in a micro-batch.
+      loop: `"python"`, `"scan"`, or `None` to choose by backend (see `pcn_jax.loops`).
+
+    Returns:
+      A function like `class_value_and_grad`; leaves of `aux` get a leading axis that
+      counts the micro-batches.
+
+    Raises:
+      ValueError: If `microbatch_size` is not a positive integer.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> def squared_error(w, x, y):
+      ...     return 0.5 * (x @ w - y) ** 2
+      >>> x, y = jnp.arange(10.0).reshape(5, 2), jnp.array([0, 1, 0, 0, 1])
+      >>> whole = per_class_value_and_grad(squared_error, 2)
+      >>> in_parts = accumulate(whole, microbatch_size=2)
+      >>> w = jnp.ones(2)
+      >>> bool(jnp.allclose(whole(w, x, y)[1], in_parts(w, x, y)[1]))
+      True
+    """
+    if not isinstance(microbatch_size, int | np.integer) or microbatch_size < 1:
+        raise ValueError(
+            f"microbatch_size must be a positive integer, got {microbatch_size!r}."
+        )
+    loop = resolve_loop(loop)
+
+    @jax.jit
+    def part(
+        k: jax.Array, params: chex.ArrayTree, inputs: Any, labels: jax.Array, *args: Any
+    ) -> tuple[ClassValue, chex.ArrayTree]:
+        # The last slice starts early enough to be full; what it repeats is padding.
+        size = min(microbatch_size, labels.shape[0])
+        start = jnp.minimum(k * size, labels.shape[0] - size)
+        take = functools.partial(
+            jax.lax.dynamic_slice_in_dim, start_index=start, slice_size=size
+        )
+        fresh = start + jnp.arange(size) >= k * size
+        labels = jnp.where(fresh, take(labels), -1)
+        return class_value_and_grad(params, jax.tree.map(take, inputs), labels, *args)
+
+    def accumulated(
+        params: chex.ArrayTree, inputs: Any, labels: jax.Array, *args: Any
+    ) -> tuple[ClassValue, chex.ArrayTree]:
+        labels = _check_labels(labels, ndim=1)
+        num_parts = -(-labels.shape[0] // microbatch_size)
+        if loop == "python":
+            return combine(
+                part(jnp.asarray(k), params, inputs, labels, *args)
+                for k in range(num_parts)
+            )
+
+        def step(sums: _Sums, k: jax.Array) -> tuple[_Sums, Any]:
+            value, grads = part(k, params, inputs, labels, *args)
+            return _add(sums, (value, grads)), value.aux
+
+        like = jax.eval_shape(part, jnp.asarray(0), params, inputs, labels, *args)
+        zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
+        sums, aux = jax.lax.scan(step, _sums(zero), jnp.arange(num_parts))
+        return _means(sums, like[1], aux)
+
+    return accumulated
+
+
+def combine(
+    parts: Iterable[tuple[ClassValue, chex.ArrayTree]],
+) -> tuple[ClassValue, chex.ArrayTree]:
+    """Joins the class gradients of several batches into those of their union.
+
+    Takes batches as they come, so it also serves data that are read from disk:
+    `combine(class_value_and_grad(params, x, y) for x, y in loader)`.
+
+    Args:
+      parts: Pairs of a `ClassValue` and class gradients, at the same parameters.
+
+    Returns:
+      Their union in the same form, where `aux` leaves are stacked along a new first
+      axis.
+
+    Raises:
+      ValueError: If there are no parts.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> one = ClassValue(jnp.array([2.0]), jnp.array([1])), jnp.array([[2.0]])
+      >>> three = ClassValue(jnp.array([6.0]), jnp.array([3])), jnp.array([[6.0]])
+      >>> value, grads = combine([one, three])
+      >>> value.losses.tolist(), grads.tolist()
+      ([5.0], [[5.0]])
+    """
+    sums, auxs, like = None, [], None
+    for part in parts:
+        sums = _sums(part) if sums is None else _add_donated(sums, part)
+        auxs.append(part[0].aux)
+        like = part[1] if like is None else like
+    if sums is None:
+        raise ValueError("combine was given no batches: there is nothing to join.")
+    return _means(sums, like, jax.tree.map(lambda *xs: jnp.stack(xs), *auxs))
+
+
+class _Sums(NamedTuple):
+    """Sums over examples: what can be added up exactly, batch after batch."""
+
+    losses: jax.Array
+    counts: jax.Array
+    grads: chex.ArrayTree
+
+
+def _sums(part: tuple[ClassValue, chex.ArrayTree]) -> _Sums:
+    value, grads = part
+    total = value.counts.sum()
+    return _Sums(
+        losses=value.losses * value.counts.astype(value.losses.dtype),
+        counts=value.counts,
+        grads=jax.tree.map(lambda g: _widen(g) * total.astype(_widen(g).dtype), grads),
+    )
+
+
+def _add(sums: _Sums, part: tuple[ClassValue, chex.ArrayTree]) -> _Sums:
+    added: _Sums = jax.tree.map(jnp.add, sums, _sums(part))
+    return added
+
+
+_add_donated = jax.jit(_add, donate_argnums=0)
+
+
+def _means(
+    sums: _Sums, like: chex.ArrayTree, aux: Any
+) -> tuple[ClassValue, chex.ArrayTree]:
+    total = _at_least_one(sums.counts.sum())
+    grads = jax.tree.map(
+        lambda g, x: (g / total.astype(g.dtype)).astype(x.dtype), sums.grads, like
+    )
+    losses = sums.losses / _at_least_one(sums.counts).astype(sums.losses.dtype)
+    return ClassValue(losses, sums.counts, aux), grads
+
+
+def _losses(
+    loss_fn: LossFn,
+    has_aux: bool,
+    params: chex.ArrayTree,
+    inputs: Any,
+    labels: jax.Array,
+    *args: Any,
+) -> tuple[jax.Array, Any]:
+    """Per-example losses in float32 or wider, checked for their shape, and `aux`."""
+    output = loss_fn(params, inputs, labels, *args)
+    losses, aux = output if has_aux else (output, None)
+    if getattr(losses, "shape", None) != labels.shape:
+        raise ValueError(
+            f"loss_fn must return one loss an example, shape {labels.shape} like the "
+            f"labels, got {_describe(losses)}. Do not average over the batch; for "
+            "(losses, aux) pass has_aux=True."
+        )
+    return _widen(losses), aux
+
+
+def _class_means(shares: jax.Array, counts: jax.Array) -> jax.Array:
+    """Mean loss of each class from its share of the mean loss of the batch."""
+    return shares * (_at_least_one(counts.sum()) / _at_least_one(counts)).astype(
+        shares.dtype
+    )
+
+
+def _widen(x: jax.Array) -> jax.Array:
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def _at_least_one(count: jax.Array) -> jax.Array:
+    return jnp.maximum(count, 1)
+
+
+def _check_labels(labels: Any, ndim: int) -> jax.Array:
+    shape = "[B]" if ndim == 1 else "[C, m]"
+    if not hasattr(labels, "dtype"):
+        labels = np.asarray(labels)
+    if labels.ndim != ndim or not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise ValueError(
+            f"labels must be integers of shape {shape}, got {_describe(labels)}."
+        )
+    return jnp.asarray(labels)
+
+
+def _check_below(labels: jax.Array, num_classes: int) -> None:
+    if isinstance(labels, jax.core.Tracer) or not labels.size:
+        return
+    largest = int(labels.max())
+    if largest >= num_classes:
+        raise ValueError(
+            f"labels must be below num_classes={num_classes}, got a label {largest}. "
+            "Number the classes from 0; labels below zero mark padding."
+        )
+
+
+def _describe(x: Any) -> str:
+    if hasattr(x, "shape") and hasattr(x, "dtype"):
+        return f"{x.dtype}{list(x.shape)}"
+    return f"a {type(x).__name__}"

@@ -1,0 +1,93 @@
+"""What happens to each class during training, computed on the device.
+
+The lengths and angles of class gradients, and the directional noise, are in
+`pcn_jax.geometry`.
+"""
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from pcn_jax.geometry import scale_rows
+
+
+def class_means(values: jax.Array, labels: jax.Array, num_classes: int) -> jax.Array:
+    """Mean of a per-example quantity over the examples of each class.
+
+    Of losses it is the loss of each class; of `predictions == labels`, its recall.
+
+    Args:
+      values: One number an example, `[n]`; booleans count as 0 and 1.
+      labels: Class of each example, integers `[n]`; below zero for padding.
+      num_classes: `C`.
+
+    Returns:
+      Means `[C]`, float32 or wider; NaN for a class that has no examples.
+
+    Example:
+      >>> correct = jnp.array([True, True, False, True])
+      >>> class_means(correct, jnp.array([0, 0, 1, 0]), 2).tolist()
+      [1.0, 0.0]
+    """
+    values = values.astype(jnp.promote_types(values.dtype, jnp.float32))
+    members = jnp.arange(num_classes)[:, None] == labels[None, :]
+    sums = jnp.where(members, values[None, :], 0).sum(axis=1)
+    return sums / members.sum(axis=1, dtype=values.dtype)
+
+
+def macro_recall(recalls: jax.Array) -> jax.Array:
+    """Mean of the recalls of the classes, each counting the same.
+
+    Args:
+      recalls: Recall of each class, `[..., C]`; NaN where it has no examples.
+
+    Returns:
+      Mean over the classes that have examples, `[...]`.
+
+    Example:
+      >>> float(macro_recall(jnp.array([1.0, 0.5, jnp.nan])))
+      0.75
+    """
+    return jnp.nanmean(recalls, axis=-1)
+
+
+def predicted_loss_changes(
+    class_grads: chex.ArrayTree,
+    updates: chex.ArrayTree,
+    class_counts: jax.Array | None = None,
+) -> jax.Array:
+    """First-order change of each class loss when `updates` are applied: `−η⟨g_l, d⟩`.
+
+    A class whose change is positive is about to get worse. `updates` are what
+    `optax.apply_updates` adds to the parameters, `−η d`, of any optimizer.
+
+    Args:
+      class_grads: Pytree with leaves `[C, *param.shape]`.
+      updates: Pytree with leaves `param.shape`.
+      class_counts: Counts `[C]` behind the class gradients. With them the change is
+        that of the class's mean loss; without, of its share of the mean loss of all.
+
+    Returns:
+      Changes `[C]`, in units of the loss; 0 for an absent class.
+
+    Example:
+      >>> class_grads = jnp.array([[3.0, 0.0], [-1.0, 0.5]])
+      >>> gradient_step = -0.1 * class_grads.sum(axis=0)
+      >>> print(predicted_loss_changes(class_grads, gradient_step))
+      [-0.6    0.175]
+
+    References:
+      Francazi et al., 2023, section 3.
+    """
+    if class_counts is not None:
+        counts = jnp.asarray(class_counts)
+        weights = counts.sum() / jnp.where(counts == 0, 1, counts)
+        class_grads = scale_rows(class_grads, weights)
+    products = jax.tree.map(_row_products, class_grads, updates)
+    return jax.tree.reduce(jnp.add, products)
+
+
+def _row_products(class_grad: jax.Array, update: jax.Array) -> jax.Array:
+    dtype = jnp.result_type(class_grad.dtype, update.dtype, jnp.float32)
+    product = class_grad.astype(dtype) * update.astype(dtype)[None]
+    return product.reshape(len(class_grad), -1).sum(axis=1)

@@ -1,0 +1,347 @@
+"""Which examples are in the batch: a pure function of the seed and the step.
+
+A sampler holds no state. It shuffles with a keyed permutation that is evaluated only at
+the positions a step needs, so it runs inside `jax.jit`, `jax.lax.scan` and `jax.vmap`
+over seeds, any step can be jumped to, and the step counter is all there is to save.
+
+Each pool (all examples, or those of one class) is passed through without replacement,
+in a new order every pass. Orders repeat after 2³² draws from one pool.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Sampler:
+    """Indices of the examples in the batch of a step.
+
+    Calling it with `(seed, step)`, two integers (below 2³², traced or not), returns
+    int32 indices `[batch_size]`. Those of one class stand together, in class order,
+    where `class_counts` is known.
+
+    Attributes:
+      draw: The function behind the call.
+      batch_size: Examples in a batch.
+      class_counts: Examples of each class in every batch, `[C]`, or `None` where the
+        sampler does not fix them.
+    """
+
+    draw: Callable[[ArrayLike, ArrayLike], jax.Array]
+    batch_size: int
+    class_counts: tuple[int, ...] | None
+
+    def __call__(self, seed: ArrayLike, step: ArrayLike) -> jax.Array:
+        """Indices of the batch of a step, int32 `[batch_size]`."""
+        return self.draw(seed, step)
+
+
+def uniform(labels: np.ndarray, batch_size: int) -> Sampler:
+    """Shuffled passes over all the data: what SGD usually means.
+
+    A rare class can be absent from a batch; its class gradient is then zero.
+
+    Args:
+      labels: Class of each example, integers `[n]`.
+      batch_size: Examples in a batch.
+
+    Returns:
+      A `Sampler` with `class_counts` `None`.
+
+    Raises:
+      ValueError: If labels are not integers `[n]` from 0 up, or the batch is empty.
+
+    Example:
+      >>> sampler = uniform(np.array([0, 0, 0, 1]), batch_size=2)
+      >>> sorted([*sampler(0, 0).tolist(), *sampler(0, 1).tolist()])
+      [0, 1, 2, 3]
+    """
+    labels, _ = _check(labels, batch_size)
+    everything = _Pools(np.arange(len(labels)), np.array([len(labels)]))
+    return Sampler(_fixed(everything, [batch_size]), batch_size, None)
+
+
+def stratified(labels: np.ndarray, batch_size: int) -> Sampler:
+    """Every batch holds each class in its share of the data: SGD and PCNSGD.
+
+    Class `l` gets `b n_l / n` examples, rounded by largest remainders so that they add
+    up to `b`. Where that is a whole number for every class, all classes finish a pass
+    in the same number of steps.
+
+    Args:
+      labels: Class of each example, integers `[n]`.
+      batch_size: Examples in a batch, `b`.
+
+    Returns:
+      A `Sampler`.
+
+    Raises:
+      ValueError: If labels are not integers `[n]` from 0 up, or if a class would get no
+        example. The message names the class and the smallest batch size that works.
+
+    Example:
+      >>> stratified(np.array([0] * 90 + [1] * 10), batch_size=20).class_counts
+      (18, 2)
+
+    References:
+      Francazi et al., 2023, SGD and PCNSGD.
+    """
+    labels, class_counts = _check(labels, batch_size)
+    return _proportional(labels, class_counts, batch_size, weights=class_counts)
+
+
+def square_root(labels: np.ndarray, batch_size: int) -> Sampler:
+    """Every batch holds each class in proportion to the square root of its size.
+
+    Half-way between `stratified` and `oversampled`; rounded like the former.
+
+    Args:
+      labels: Class of each example, integers `[n]`.
+      batch_size: Examples in a batch.
+
+    Returns:
+      A `Sampler`.
+
+    Raises:
+      ValueError: As `stratified`.
+
+    Example:
+      >>> square_root(np.array([0] * 81 + [1] * 9), batch_size=20).class_counts
+      (15, 5)
+
+    References:
+      Kang et al., `Decoupling Representation and Classifier for Long-Tailed
+      Recognition <https://arxiv.org/abs/1910.09217>`_, 2020, section 3.
+    """
+    labels, class_counts = _check(labels, batch_size)
+    return _proportional(
+        labels, class_counts, batch_size, weights=np.sqrt(class_counts)
+    )
+
+
+def oversampled(labels: np.ndarray, batch_size: int) -> Sampler:
+    """Every batch holds equally many examples of each class: SGD+O and PCNSGD+O.
+
+    A class that runs out is reshuffled and starts over.
+
+    Args:
+      labels: Class of each example, integers `[n]`.
+      batch_size: Examples in a batch, a multiple of the number of classes.
+
+    Returns:
+      A `Sampler`.
+
+    Raises:
+      ValueError: If labels are not integers `[n]` from 0 up, or if the batch size is
+        not a multiple of the number of classes.
+
+    Example:
+      >>> sampler = oversampled(np.array([0] * 90 + [1] * 10), batch_size=20)
+      >>> sampler.class_counts, sampler(seed=0, step=5).shape
+      ((10, 10), (20,))
+
+    References:
+      Francazi et al., 2023, SGD+O and PCNSGD+O.
+    """
+    labels, class_counts = _check(labels, batch_size)
+    num_classes = len(class_counts)
+    each, rest = divmod(batch_size, num_classes)
+    if rest:
+        sizes = f"{each * num_classes} or " if each else ""
+        raise ValueError(
+            f"An oversampled batch of {num_classes} classes must be a multiple of "
+            f"{num_classes}, got batch_size={batch_size}: use {sizes}"
+            f"{(each + 1) * num_classes}."
+        )
+    counts = [each] * num_classes
+    return Sampler(_fixed(_by_class(labels), counts), batch_size, tuple(counts))
+
+
+def progressively_balanced(
+    labels: np.ndarray, batch_size: int, *, total_steps: int
+) -> Sampler:
+    """Goes from the classes' own shares to equal ones in the course of training.
+
+    At step `t` of `T`, class `l` has the share `(1 − t/T) n_l/n + (t/T) / C`: a growing
+    part of the batch comes from class-balanced passes, the rest from uniform ones.
+
+    Args:
+      labels: Class of each example, integers `[n]`.
+      batch_size: Examples in a batch.
+      total_steps: `T`; later steps are balanced.
+
+    Returns:
+      A `Sampler` with `class_counts` `None`.
+
+    Raises:
+      ValueError: If labels are not integers `[n]` from 0 up, the batch is empty, or
+        `total_steps` is not positive.
+
+    Example:
+      >>> labels = np.array([0] * 90 + [1] * 10)
+      >>> sampler = progressively_balanced(labels, batch_size=20, total_steps=100)
+      >>> int((labels[sampler(0, 100)] == 1).sum())
+      10
+
+    References:
+      Kang et al., 2020, section 3.
+    """
+    labels, class_counts = _check(labels, batch_size)
+    if total_steps < 1:
+        raise ValueError(f"total_steps must be positive, got {total_steps!r}.")
+    everything = _Pools(np.arange(len(labels)), np.array([len(labels)]))
+    by_class = _by_class(labels)
+    steps = np.arange(total_steps, dtype=np.int64)
+    balanced = np.rint(batch_size * steps / total_steps).astype(np.int64)
+    before = np.concatenate([[0], np.cumsum(balanced)]).astype(np.uint32)
+    slots = np.arange(batch_size, dtype=np.uint32)
+
+    def draw(seed: ArrayLike, step: ArrayLike) -> jax.Array:
+        seed, step = _uint32(seed), _uint32(step)
+        within = jnp.minimum(step, np.uint32(total_steps))
+        late = (step - within) * np.uint32(batch_size)
+        first = jnp.asarray(before)[within] + late  # balanced draws in earlier steps
+        size = jnp.append(jnp.asarray(balanced, np.uint32), np.uint32(batch_size))
+        num_balanced = size[within]
+        balanced_draw = first + slots
+        uniform_draw = step * np.uint32(batch_size) - first + (slots - num_balanced)
+        num_classes = np.uint32(len(class_counts))
+        return jnp.where(
+            slots < num_balanced,
+            by_class.example(
+                seed, balanced_draw % num_classes, balanced_draw // num_classes
+            ),
+            everything.example(seed, jnp.zeros_like(slots), uniform_draw),
+        )
+
+    return Sampler(draw, batch_size, None)
+
+
+_ROUNDS = 24  # of the shuffle; from 16 on, tests cannot tell it from chance
+
+
+@dataclasses.dataclass(frozen=True)
+class _Pools:
+    """Examples grouped into pools, each an endless stream of shuffled passes."""
+
+    order: np.ndarray  # example indices, pool after pass, [n]
+    sizes: np.ndarray  # examples in each pool
+
+    def example(self, seed: jax.Array, pool: ArrayLike, draw: jax.Array) -> jax.Array:
+        """The example at position `draw` of the stream of a pool; uint32 arrays."""
+        sizes = self.sizes.astype(np.uint32)
+        size = jnp.asarray(sizes)[pool]
+        start = jnp.asarray(np.cumsum(sizes, dtype=np.uint32) - sizes)[pool]
+        key = _hash(_hash(_hash(seed) ^ jnp.asarray(pool, np.uint32)) + draw // size)
+        return jnp.asarray(self.order, np.int32)[
+            start + _shuffle(key, size, draw % size)
+        ]
+
+
+def _by_class(labels: np.ndarray) -> _Pools:
+    return _Pools(np.argsort(labels, kind="stable"), np.bincount(labels))
+
+
+def _proportional(
+    labels: np.ndarray, class_counts: np.ndarray, batch_size: int, weights: np.ndarray
+) -> Sampler:
+    counts = _largest_remainders(weights, np.array([batch_size]))[0]
+    if counts.min() == 0:
+        rarest = int(np.argmin(counts))
+        raise ValueError(
+            f"batch_size={batch_size} is too small: class {rarest} "
+            f"({class_counts[rarest]} of {len(labels)} examples) would get no example. "
+            f"The smallest batch size that works is {_smallest_batch(weights)}."
+        )
+    batch_counts = tuple(int(count) for count in counts)
+    return Sampler(_fixed(_by_class(labels), batch_counts), batch_size, batch_counts)
+
+
+def _largest_remainders(weights: np.ndarray, batch_sizes: np.ndarray) -> np.ndarray:
+    """Whole numbers `[K, C]` in proportion to weights, adding up to each batch size."""
+    quotas = batch_sizes[:, None] * weights / weights.sum()
+    counts = np.floor(quotas + 1e-9).astype(np.int64)
+    missing = batch_sizes - counts.sum(axis=1)
+    rank = np.argsort(np.argsort(counts - quotas, axis=1, kind="stable"), axis=1)
+    return np.asarray(counts + (rank < missing[:, None]))
+
+
+def _smallest_batch(weights: np.ndarray) -> int:
+    chunk = 256
+    for first in itertools.count(len(weights), chunk):
+        sizes = np.arange(first, first + chunk)
+        works = _largest_remainders(weights, sizes).min(axis=1) > 0
+        if works.any():
+            return int(sizes[np.argmax(works)])
+    raise AssertionError("unreachable: a batch of everything holds every class")
+
+
+def _fixed(
+    pools: _Pools, counts: list[int] | tuple[int, ...]
+) -> Callable[[ArrayLike, ArrayLike], jax.Array]:
+    """Draws `counts[p]` examples of each pool at every step."""
+    per_step = np.asarray(counts, np.uint32)
+    pool = np.repeat(np.arange(len(counts)), counts)
+    slot = np.concatenate([np.arange(count, dtype=np.uint32) for count in counts])
+
+    def draw(seed: ArrayLike, step: ArrayLike) -> jax.Array:
+        position = _uint32(step) * per_step[pool] + slot
+        return pools.example(_uint32(seed), pool, position)
+
+    return draw
+
+
+def _shuffle(key: jax.Array, size: jax.Array, x: jax.Array) -> jax.Array:
+    """Image of `x < size` under the permutation of `range(size)` that `key` chooses.
+
+    The swap-or-not shuffle of Hoang, Morris and Rogaway (CRYPTO 2012): each round pairs
+    every position with a partner and tosses a coin, the same for both, whether they
+    swap. It works for any size and moves one position without looking at the others.
+    """
+    for number in range(_ROUNDS):
+        key = _hash(key)
+        centre = key % size
+        partner = jnp.where(centre < x, centre + size, centre) - x
+        coin = _hash(jnp.maximum(x, partner) ^ _hash(key + np.uint32(number)))
+        x = jnp.where(coin >> 31, partner, x)
+    return x
+
+
+def _hash(x: jax.Array) -> jax.Array:
+    """Mixes 32 bits: the finaliser of MurmurHash3, behind an odd offset."""
+    x = x + np.uint32(0x9E3779B9)
+    x = (x ^ (x >> 16)) * np.uint32(0x85EBCA6B)
+    x = (x ^ (x >> 13)) * np.uint32(0xC2B2AE35)
+    return x ^ (x >> 16)
+
+
+def _uint32(x: ArrayLike) -> jax.Array:
+    if isinstance(x, int) and not 0 <= x < 2**32:
+        raise ValueError(f"seed and step must be from 0 to 2**32 - 1, got {x}.")
+    return jnp.asarray(x).astype(np.uint32)
+
+
+def _check(labels: np.ndarray, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
+    labels = np.asarray(labels)
+    if labels.ndim != 1 or not labels.size or labels.dtype.kind not in "iu":
+        raise ValueError(
+            "labels must be integers of shape [n], at least one, got "
+            f"{labels.dtype}{list(labels.shape)}."
+        )
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be positive, got {batch_size!r}.")
+    if labels.min() < 0:
+        raise ValueError(f"labels must not be negative, got {labels.min()}.")
+    class_counts = np.bincount(labels)
+    if not class_counts.all():
+        raise ValueError(
+            f"Class {int(np.argmin(class_counts))} has no examples; number the classes "
+            f"that there are from 0 to {np.count_nonzero(class_counts) - 1}."
+        )
+    return labels, class_counts
