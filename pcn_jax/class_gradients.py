@@ -6,7 +6,8 @@ Row `l` is the gradient of class `l`'s share of the mean loss,
 
 so the rows sum to the ordinary gradient, and each method is a choice of weights for
 them. Labels below zero mark padding: such an example belongs to no class and is not
-counted in `B`.
+counted in `B`. Pad with inputs at which the loss is finite, such as a repeated example,
+for zero times an infinite derivative is NaN.
 """
 
 import functools
@@ -19,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pcn_jax.loops import Loop, resolve_loop
+from pcn_jax.precision import at_least_float32
 
 LossFn = Callable[..., Any]
 """`loss_fn(params, inputs, labels, *args)` gives losses `[B]`, or `(losses, aux)`."""
@@ -40,8 +42,8 @@ class ClassValue(NamedTuple):
     @property
     def loss(self) -> jax.Array:
         """Mean loss of the batch, a scalar."""
-        weights = self.counts / _at_least_one(self.counts.sum())
-        return jnp.sum(self.losses * weights.astype(self.losses.dtype))
+        counts = self.counts.astype(self.losses.dtype)
+        return jnp.sum(self.losses * counts) / _at_least_one(counts.sum())
 
 
 ClassValueAndGrad = Callable[..., tuple[ClassValue, chex.ArrayTree]]
@@ -98,13 +100,14 @@ def per_class_value_and_grad(
         members = jnp.arange(num_classes)[:, None] == labels[None, :]  # [C, B]
         counts = members.sum(axis=1, dtype=jnp.int32)
         total = _at_least_one(counts.sum())
-        # An out-of-range label that could not be seen earlier must not pass silently.
-        poison = jnp.where(jnp.any(labels >= num_classes), jnp.nan, 1.0)
 
         def class_shares(params: chex.ArrayTree) -> tuple[jax.Array, Any]:
             losses, aux = _losses(loss_fn, has_aux, params, inputs, labels, *args)
             sums = jnp.where(members, losses[None, :], 0).sum(axis=1)
-            return sums * (poison / total).astype(sums.dtype), aux
+            # Labels that could not be checked above must not pass silently.
+            out_of_range = jnp.any(labels >= num_classes)
+            divisor = jnp.where(out_of_range, jnp.nan, total.astype(sums.dtype))
+            return sums / divisor, aux
 
         shares, pullback, aux = jax.vjp(class_shares, params, has_aux=True)
         (class_grads,) = jax.vmap(pullback)(jnp.eye(num_classes, dtype=shares.dtype))
@@ -278,7 +281,7 @@ def combine(
     """
     sums, auxs, like = None, [], None
     for part in parts:
-        sums = _sums(part) if sums is None else _add_donated(sums, part)
+        sums = _jit_sums(part) if sums is None else _jit_add(sums, part)
         auxs.append(part[0].aux)
         like = part[1] if like is None else like
     if sums is None:
@@ -300,7 +303,10 @@ def _sums(part: tuple[ClassValue, chex.ArrayTree]) -> _Sums:
     return _Sums(
         losses=value.losses * value.counts.astype(value.losses.dtype),
         counts=value.counts,
-        grads=jax.tree.map(lambda g: _widen(g) * total.astype(_widen(g).dtype), grads),
+        grads=jax.tree.map(
+            lambda g: at_least_float32(g) * total.astype(at_least_float32(g).dtype),
+            grads,
+        ),
     )
 
 
@@ -309,9 +315,7 @@ def _add(sums: _Sums, part: tuple[ClassValue, chex.ArrayTree]) -> _Sums:
     return added
 
 
-_add_donated = jax.jit(_add, donate_argnums=0)
-
-
+@jax.jit
 def _means(
     sums: _Sums, like: chex.ArrayTree, aux: Any
 ) -> tuple[ClassValue, chex.ArrayTree]:
@@ -321,6 +325,10 @@ def _means(
     )
     losses = sums.losses / _at_least_one(sums.counts).astype(sums.losses.dtype)
     return ClassValue(losses, sums.counts, aux), grads
+
+
+_jit_sums = jax.jit(_sums)
+_jit_add = jax.jit(_add, donate_argnums=0)
 
 
 def _losses(
@@ -340,18 +348,13 @@ def _losses(
             f"labels, got {_describe(losses)}. Do not average over the batch; for "
             "(losses, aux) pass has_aux=True."
         )
-    return _widen(losses), aux
+    return at_least_float32(losses), aux
 
 
 def _class_means(shares: jax.Array, counts: jax.Array) -> jax.Array:
     """Mean loss of each class from its share of the mean loss of the batch."""
-    return shares * (_at_least_one(counts.sum()) / _at_least_one(counts)).astype(
-        shares.dtype
-    )
-
-
-def _widen(x: jax.Array) -> jax.Array:
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    total = _at_least_one(counts.sum()).astype(shares.dtype)
+    return shares * total / _at_least_one(counts).astype(shares.dtype)
 
 
 def _at_least_one(count: jax.Array) -> jax.Array:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from pcn_jax.geometry import scale_rows
+from pcn_jax.precision import at_least_float32
 
 
 def class_means(values: jax.Array, labels: jax.Array, num_classes: int) -> jax.Array:
@@ -29,7 +30,7 @@ def class_means(values: jax.Array, labels: jax.Array, num_classes: int) -> jax.A
       >>> class_means(correct, jnp.array([0, 0, 1, 0]), 2).tolist()
       [1.0, 0.0]
     """
-    values = values.astype(jnp.promote_types(values.dtype, jnp.float32))
+    values = at_least_float32(values)
     members = jnp.arange(num_classes)[:, None] == labels[None, :]
     sums = jnp.where(members, values[None, :], 0).sum(axis=1)
     return sums / members.sum(axis=1, dtype=values.dtype)
@@ -80,7 +81,7 @@ def predicted_loss_changes(
       Francazi et al., 2023, section 3.
     """
     if class_counts is not None:
-        counts = jnp.asarray(class_counts)
+        counts = at_least_float32(jnp.asarray(class_counts))
         weights = counts.sum() / jnp.where(counts == 0, 1, counts)
         class_grads = scale_rows(class_grads, weights)
     products = jax.tree.map(_row_products, class_grads, updates)
@@ -88,6 +89,6 @@ def predicted_loss_changes(
 
 
 def _row_products(class_grad: jax.Array, update: jax.Array) -> jax.Array:
-    dtype = jnp.result_type(class_grad.dtype, update.dtype, jnp.float32)
-    product = class_grad.astype(dtype) * update.astype(dtype)[None]
+    class_grad = at_least_float32(class_grad)
+    product = class_grad * update.astype(class_grad.dtype)[None]
     return product.reshape(len(class_grad), -1).sum(axis=1)

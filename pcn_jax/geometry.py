@@ -12,6 +12,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from pcn_jax.precision import at_least_float32
+
 
 def unit_class_grads(
     class_grads: chex.ArrayTree,
@@ -37,7 +39,9 @@ def unit_class_grads(
         [jnp.max(jnp.abs(x), axis=1, initial=0) for x in _matrices(class_grads)],
     )
     scale = jnp.where(largest == 0, 1, largest)
-    scaled = jax.tree.map(lambda g: _rowwise(jnp.divide, _widen(g), scale), class_grads)
+    scaled = jax.tree.map(
+        lambda g: _rowwise(jnp.divide, at_least_float32(g), scale), class_grads
+    )
     square = sum(jnp.sum(x * x, axis=1) for x in _matrices(scaled))
     length = jnp.sqrt(jnp.where(square == 0, 1, square))
     units = jax.tree.map(lambda g: _rowwise(jnp.divide, g, length), scaled)
@@ -131,21 +135,17 @@ def scale_rows(class_grads: chex.ArrayTree, weights: jax.Array) -> chex.ArrayTre
       [[1.0, 1.0, 1.0], [0.0, 0.0, 0.0]]
     """
     return jax.tree.map(
-        lambda g: _rowwise(jnp.multiply, _widen(g), weights), class_grads
+        lambda g: _rowwise(jnp.multiply, at_least_float32(g), weights), class_grads
     )
 
 
 def _matrices(class_grads: chex.ArrayTree) -> list[jax.Array]:
     """The leaves as float matrices `[C, size]`."""
     leaves = jax.tree.leaves(class_grads)
-    return [_widen(x).reshape(x.shape[0], -1) for x in leaves]
+    return [at_least_float32(x).reshape(x.shape[0], -1) for x in leaves]
 
 
 def _rowwise(
     op: Callable[[jax.Array, jax.Array], jax.Array], x: jax.Array, by: jax.Array
 ) -> jax.Array:
     return op(x, by.astype(x.dtype).reshape(-1, *[1] * (x.ndim - 1)))
-
-
-def _widen(x: jax.Array) -> jax.Array:
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))

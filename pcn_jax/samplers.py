@@ -304,13 +304,18 @@ def _shuffle(key: jax.Array, size: jax.Array, x: jax.Array) -> jax.Array:
     every position with a partner and tosses a coin, the same for both, whether they
     swap. It works for any size and moves one position without looking at the others.
     """
-    for number in range(_ROUNDS):
+
+    def swap_or_not(
+        _: int, state: tuple[jax.Array, jax.Array]
+    ) -> tuple[jax.Array, jax.Array]:
+        key, x = state
         key = _hash(key)
         centre = key % size
         partner = jnp.where(centre < x, centre + size, centre) - x
-        coin = _hash(jnp.maximum(x, partner) ^ _hash(key + np.uint32(number)))
-        x = jnp.where(coin >> 31, partner, x)
-    return x
+        coin = _hash(jnp.maximum(x, partner) ^ _hash(~key))
+        return key, jnp.where(coin >> 31, partner, x)
+
+    return jax.lax.fori_loop(0, _ROUNDS, swap_or_not, (key, x))[1]
 
 
 def _hash(x: jax.Array) -> jax.Array:

@@ -33,6 +33,7 @@ from pcn_jax.geometry import (
     scale_rows,
     unit_class_grads,
 )
+from pcn_jax.precision import at_least_float32
 
 
 def scale_by_class_norm() -> optax.GradientTransformationExtraArgs:
@@ -291,10 +292,7 @@ def sum_over_classes() -> optax.GradientTransformationExtraArgs:
 
     def total(class_grads: optax.Updates, **extra: Any) -> optax.Updates:
         del extra
-        return jax.tree.map(
-            lambda g: jnp.sum(g, axis=0, dtype=jnp.promote_types(g.dtype, jnp.float32)),
-            class_grads,
-        )
+        return jax.tree.map(lambda g: at_least_float32(g).sum(axis=0), class_grads)
 
     return _per_class("sum_over_classes", total)
 

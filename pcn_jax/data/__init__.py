@@ -1,0 +1,24 @@
+"""Data sets with a chosen class imbalance, as NumPy arrays on the host.
+
+>>> from pcn_jax.data import SETUPS, load
+>>> load(SETUPS["digits-lt"]).class_counts
+array([120,  72,  43,  26,  16,   9,   6,   3,   2,   2])
+"""
+
+from pcn_jax.data.config import DataConfig
+from pcn_jax.data.dataset import Dataset, Split, input_statistics
+from pcn_jax.data.imbalance import exponential_counts, geometric_counts, step_counts
+from pcn_jax.data.loading import load
+from pcn_jax.data.setups import SETUPS
+
+__all__ = [
+    "SETUPS",
+    "DataConfig",
+    "Dataset",
+    "Split",
+    "exponential_counts",
+    "geometric_counts",
+    "input_statistics",
+    "load",
+    "step_counts",
+]

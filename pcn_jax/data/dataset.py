@@ -1,0 +1,112 @@
+"""What training is given: labelled examples in three splits, and their class counts.
+
+Everything here is NumPy on the host. Class counts are a property of the training
+split and of nothing else, so they live on :class:`Dataset`, where no batch size can
+change them.
+"""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+_BLOCK = 4096  # rows whose squares are held as float64 at once
+
+
+class Split(NamedTuple):
+    """Labelled examples.
+
+    Attributes:
+        inputs: `[n, ...]`, uint8 where the data set stores bytes, else float32.
+        labels: `[n]`, int32.
+    """
+
+    inputs: NDArray[Any]
+    labels: NDArray[np.int32]
+
+
+class Source(NamedTuple):
+    """All that a data set offers, before classes are merged and made imbalanced.
+
+    Attributes:
+        train: every example outside the official test split, with original labels.
+        test: the official test split, or None where there is none.
+        label_names: one name for each original label.
+        held_out: how many examples of each label to hold out for validation and test
+            where `test` is None; None stands for a fifth of the smallest label.
+    """
+
+    train: Split
+    test: Split | None
+    label_names: tuple[str, ...]
+    held_out: int | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """A data set, ready to train on.
+
+    Labels are class indices in all three splits. Validation and test hold the same
+    number of examples of every original label, however imbalanced training is.
+
+    Attributes:
+        name: the name it was loaded under.
+        train: training examples, in a seeded order.
+        validation: for choices such as the learning rate.
+        test: for the numbers that are reported.
+        class_names: one name for each class.
+        mean: float32, of the training inputs over all axes but the last, in their own
+            units (bytes 0 to 255 for images).
+        std: float32, the standard deviation beside it; 1 where it would be 0, so that
+            `(inputs - mean) / std` is always finite.
+
+    >>> two = Split(np.array([[1.0], [3.0], [5.0]], np.float32), np.array([0, 1, 0]))
+    >>> data = Dataset("two", two, two, two, ("a", "b"), *input_statistics(two.inputs))
+    >>> data.num_classes, data.class_counts
+    (2, array([2, 1]))
+    """
+
+    name: str
+    train: Split
+    validation: Split
+    test: Split
+    class_names: tuple[str, ...]
+    mean: NDArray[np.float32]
+    std: NDArray[np.float32]
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes there are, `C`."""
+        return len(self.class_names)
+
+    @property
+    def class_counts(self) -> NDArray[np.int64]:
+        """Training examples of each class, int64 `[C]`."""
+        counts = np.bincount(self.train.labels, minlength=self.num_classes)
+        return counts.astype(np.int64)
+
+
+def input_statistics(
+    inputs: NDArray[Any],
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Mean and standard deviation over all axes but the last.
+
+    Args:
+        inputs: `[n, ..., c]`, any real dtype; sums are taken in float64.
+
+    Returns:
+        Two float32 arrays `[c]`, in the units of the inputs. A standard deviation of
+        zero is given as 1.
+
+    >>> images = np.array([[[0, 7]], [[4, 7]]], dtype=np.uint8)
+    >>> input_statistics(images)
+    (array([2., 7.], dtype=float32), array([2., 1.], dtype=float32))
+    """
+    rows = inputs.reshape(-1, inputs.shape[-1])
+    mean = rows.mean(axis=0, dtype=np.float64)
+    squares = np.zeros_like(mean)
+    for start in range(0, len(rows), _BLOCK):
+        squares += np.square(rows[start : start + _BLOCK] - mean).sum(axis=0)
+    std = np.sqrt(squares / len(rows))
+    return mean.astype(np.float32), np.where(std > 0, std, 1).astype(np.float32)

@@ -1,0 +1,21 @@
+"""Sums and norms are taken in float32 or wider, whatever the parameters are kept in."""
+
+import jax
+import jax.numpy as jnp
+
+
+def at_least_float32(x: jax.Array) -> jax.Array:
+    """Casts 16-bit floats, integers and booleans to float32; leaves wider floats alone.
+
+    Args:
+      x: Any real array.
+
+    Returns:
+      The same values, in float32 or float64.
+
+    Example:
+      >>> at_least_float32(jnp.ones(2, jnp.bfloat16)).dtype
+      dtype('float32')
+    """
+    wide = jnp.issubdtype(x.dtype, jnp.floating) and jnp.finfo(x.dtype).bits >= 32
+    return x if wide else x.astype(jnp.float32)

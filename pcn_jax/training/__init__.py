@@ -1,0 +1,30 @@
+"""Training: one loop for every algorithm, any optax optimizer and any flax model."""
+
+from pcn_jax.training.algorithms import (
+    ALGORITHMS,
+    Algorithm,
+    AlgorithmName,
+    SamplerName,
+)
+from pcn_jax.training.config import OptimizerConfig, TrainConfig
+from pcn_jax.training.loop import make_train
+from pcn_jax.training.measure import Record, make_measure, measured_steps
+from pcn_jax.training.problem import Problem
+from pcn_jax.training.step import Steps, TrainState, make_steps
+
+__all__ = [
+    "ALGORITHMS",
+    "Algorithm",
+    "AlgorithmName",
+    "OptimizerConfig",
+    "Problem",
+    "Record",
+    "SamplerName",
+    "Steps",
+    "TrainConfig",
+    "TrainState",
+    "make_measure",
+    "make_steps",
+    "make_train",
+    "measured_steps",
+]

@@ -1,0 +1,139 @@
+"""The algorithms as values: how the batch is drawn, and how class gradients combine."""
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import optax
+
+from pcn_jax import samplers, transforms
+
+AlgorithmName = Literal[
+    "gd",
+    "pcngd",
+    "sgd",
+    "sgd+o",
+    "sgd+rw",
+    "pcnsgd",
+    "pcnsgd+o",
+    "pcnsgd+r",
+    "pcnsgd+clip",
+]
+SamplerName = Literal[
+    "full",
+    "uniform",
+    "stratified",
+    "oversampled",
+    "square-root",
+    "progressively-balanced",
+]
+
+
+class Algorithm(NamedTuple):
+    """One row of the table of algorithms.
+
+    Attributes:
+      label: Name in tables and figures.
+      sampler: How the batch is drawn; `"full"` is all of the training set.
+      links: The transformations between class gradients and their sum, or `None` where
+        the ordinary gradient is meant and class gradients are not needed.
+      needs_reference: Whether the links need the class gradients of all the data.
+    """
+
+    label: str
+    sampler: SamplerName
+    links: Callable[["Hyperparameters"], list[optax.GradientTransformation]] | None
+    needs_reference: bool = False
+
+
+class Hyperparameters(NamedTuple):
+    """What some of the algorithms can be told.
+
+    Attributes:
+      max_norm: See `pcn_jax.clip_by_class_norm`.
+      min_alignment: See `pcn_jax.scale_by_class_alignment`.
+      published_alignment: Its `published_code`.
+      angle_step_size: Adds `pcn_jax.scale_by_class_angle` to PCNGD.
+    """
+
+    max_norm: float = 1.0
+    min_alignment: float = 0.1
+    published_alignment: bool = False
+    angle_step_size: bool = False
+
+
+def _pcngd(chosen: Hyperparameters) -> list[optax.GradientTransformation]:
+    angle = [transforms.scale_by_class_angle()] if chosen.angle_step_size else []
+    return [transforms.scale_by_class_norm(), *angle]
+
+
+def _pcnsgd(chosen: Hyperparameters) -> list[optax.GradientTransformation]:
+    del chosen
+    return [transforms.scale_by_class_norm()]
+
+
+def _rescaled(chosen: Hyperparameters) -> list[optax.GradientTransformation]:
+    align = transforms.scale_by_class_alignment(
+        min_alignment=chosen.min_alignment, published_code=chosen.published_alignment
+    )
+    return [transforms.scale_by_class_norm(), align]
+
+
+def _reweighted(chosen: Hyperparameters) -> list[optax.GradientTransformation]:
+    del chosen
+    return [transforms.scale_by_class_frequency()]
+
+
+def _clipped(chosen: Hyperparameters) -> list[optax.GradientTransformation]:
+    return [transforms.clip_by_class_norm(chosen.max_norm)]
+
+
+ALGORITHMS: dict[AlgorithmName, Algorithm] = {
+    "gd": Algorithm("GD", "full", None),
+    "pcngd": Algorithm("PCNGD", "full", _pcngd),
+    "sgd": Algorithm("SGD", "stratified", None),
+    "sgd+o": Algorithm("SGD+O", "oversampled", None),
+    "sgd+rw": Algorithm("SGD+RW", "stratified", _reweighted),
+    "pcnsgd": Algorithm("PCNSGD", "stratified", _pcnsgd),
+    "pcnsgd+o": Algorithm("PCNSGD+O", "oversampled", _pcnsgd),
+    "pcnsgd+r": Algorithm("PCNSGD+R", "stratified", _rescaled, needs_reference=True),
+    "pcnsgd+clip": Algorithm("PCNSGD+clip", "stratified", _clipped),
+}
+"""Every algorithm of the paper, class re-weighting (RW) and per-class clipping."""
+
+
+def make_sampler(
+    name: SamplerName, labels: np.ndarray, batch_size: int, total_steps: int
+) -> samplers.Sampler | None:
+    """The sampler of that name, or `None` for `"full"`, which draws nothing.
+
+    Args:
+      name: One of `SamplerName`.
+      labels: Class of each training example, integers `[n]`.
+      batch_size: Examples in a batch.
+      total_steps: Steps of the whole run, for progressive balancing.
+
+    Returns:
+      A `pcn_jax.Sampler` or `None`.
+
+    Raises:
+      ValueError: If the batch size does not suit the sampler.
+
+    Example:
+      >>> make_sampler("uniform", np.array([0, 0, 1]), 2, total_steps=10).batch_size
+      2
+    """
+    makers: dict[str, Callable[..., Any]] = {
+        "uniform": samplers.uniform,
+        "stratified": samplers.stratified,
+        "oversampled": samplers.oversampled,
+        "square-root": samplers.square_root,
+    }
+    if name == "full":
+        return None
+    if name == "progressively-balanced":
+        return samplers.progressively_balanced(
+            labels, batch_size, total_steps=total_steps
+        )
+    sampler: samplers.Sampler = makers[name](labels, batch_size)
+    return sampler

@@ -1,0 +1,134 @@
+"""The training loop: one for every algorithm, with the data resident on the device."""
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import chex
+import jax
+from tqdm.auto import tqdm
+
+from pcn_jax.training.algorithms import ALGORITHMS, Hyperparameters, make_sampler
+from pcn_jax.training.config import TrainConfig
+from pcn_jax.training.measure import Record, make_measure, measured_steps
+from pcn_jax.training.problem import Examples, Problem
+from pcn_jax.training.step import Steps, TrainState, make_steps
+
+
+def make_train(config: TrainConfig, problem: Problem) -> Callable[..., TrainState]:
+    """Builds a training run; what it compiles is shared by all seeds.
+
+    Args:
+      config: The algorithm, the optimizer and the length of the run.
+      problem: The model, its loss and the data.
+
+    Returns:
+      `train(seed, on_record=None)`, which trains from scratch and returns the final
+      `TrainState`. `on_record` is called with each measurement (see `make_measure`), at
+      step 0, at log-spaced steps and at the last. The same seed gives the same result,
+      bit for bit on one machine.
+
+    Raises:
+      ValueError: If the batch size does not suit the sampler and the class counts; when
+        called, if a gradient of all the data is asked of a model whose examples
+        interact, or if the seed is negative.
+
+    Example:
+      >>> from pcn_jax.data import SETUPS, load
+      >>> from pcn_jax.models import MLP
+      >>> problem = Problem(load(SETUPS["digits-lt"]), MLP(num_classes=10))
+      >>> config = TrainConfig(algorithm="pcnsgd", steps=2, batch_size=100)
+      >>> records = []
+      >>> state = make_train(config, problem)(seed=0, on_record=records.append)
+      >>> [record["step"] for record in records]
+      [0, 1, 2]
+    """
+    algorithm = ALGORITHMS[config.algorithm]
+    sampler = make_sampler(
+        config.sampler or algorithm.sampler,
+        problem.train_labels,
+        config.batch_size,
+        config.steps,
+    )
+    hyperparameters = Hyperparameters(
+        max_norm=config.max_norm,
+        min_alignment=config.min_alignment,
+        published_alignment=config.published_alignment,
+        angle_step_size=config.angle_step_size,
+    )
+    optimizer = config.optimizer.build(config.steps)
+    steps = make_steps(problem, algorithm, hyperparameters, optimizer, sampler)
+    measure = make_measure(problem, steps)
+    make_advance = _scan if problem.loop == "scan" else _python_loop
+    advance = make_advance(problem, steps, config.reference_every)
+    stops = measured_steps(config.steps, per_decade=config.measurements_per_decade)
+
+    def train(
+        seed: int, on_record: Callable[[Record], Any] | None = None
+    ) -> TrainState:
+        if not 0 <= seed < 2**32:
+            raise ValueError(f"seed must be from 0 to 2**32 - 1, got {seed!r}.")
+        state = steps.init(seed)
+        with tqdm(
+            total=config.steps,
+            desc=f"{algorithm.label}, seed {seed}",
+            unit="step",
+            leave=False,
+            disable=not sys.stderr.isatty(),
+        ) as progress:
+            for start, stop in zip([0, *stops], stops, strict=False):
+                state = advance(state, problem.splits["train"], stop - start)
+                progress.update(stop - start)
+                if on_record is not None:
+                    on_record(measure(state))
+        return state
+
+    return train
+
+
+Advance = Callable[[TrainState, Examples, int], TrainState]
+
+
+def _python_loop(problem: Problem, steps: Steps, reference_every: int) -> Advance:
+    """Steps from Python: the fast way on CPU."""
+
+    def apply(
+        state: TrainState, train: Examples, *gradients: chex.ArrayTree
+    ) -> TrainState:
+        return steps.apply(state, *(gradients or steps.gradients(state, train)))[1]
+
+    step = jax.jit(apply, donate_argnums=0)
+
+    def advance(state: TrainState, train: Examples, number: int) -> TrainState:
+        first = int(state.step)
+        for now in range(first, first + number):
+            if steps.refreshes_reference and now % reference_every == 0:
+                _, reference = problem.all_class_gradients(
+                    state.params, state.model_state, train
+                )
+                state = state._replace(reference=reference)
+            in_parts = () if steps.traceable else steps.gradients(state, train)
+            state = step(state, train, *in_parts)
+        return state
+
+    return advance
+
+
+def _scan(problem: Problem, steps: Steps, reference_every: int) -> Advance:
+    """All steps in one compiled loop: the fast way on accelerators."""
+
+    def step(state: TrainState, train: Examples) -> TrainState:
+        if steps.refreshes_reference:
+            variables = state.params, state.model_state
+            reference = jax.lax.cond(
+                state.step % reference_every == 0,
+                lambda: problem.all_class_gradients(*variables, train)[1],
+                lambda: state.reference,
+            )
+            state = state._replace(reference=reference)
+        return steps.apply(state, *steps.gradients(state, train))[1]
+
+    def advance(state: TrainState, train: Examples, number: int) -> TrainState:
+        return jax.lax.fori_loop(0, number, lambda _, state: step(state, train), state)
+
+    return jax.jit(advance, donate_argnums=0)

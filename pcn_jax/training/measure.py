@@ -1,0 +1,101 @@
+"""What is recorded of a run: each class's loss and recall, and the class gradients."""
+
+from collections.abc import Callable
+from typing import Any
+
+import chex
+import jax
+import numpy as np
+
+from pcn_jax.dynamics import predicted_loss_changes
+from pcn_jax.geometry import class_alignment, class_cosines, class_norms
+from pcn_jax.training.problem import Gradients, Problem
+from pcn_jax.training.step import Steps, TrainState
+
+Record = dict[str, Any]
+"""One measurement: names to numbers or nested lists of numbers, ready for JSON."""
+
+
+def measured_steps(total_steps: int, *, per_decade: int) -> list[int]:
+    """Log-spaced steps at which to measure, with the initial state and the last step.
+
+    Args:
+      total_steps: Steps of the run.
+      per_decade: Measurements from one power of ten to the next; at small steps there
+        are fewer, since steps are whole.
+
+    Returns:
+      Increasing steps from 0 to `total_steps`.
+
+    Example:
+      >>> measured_steps(1000, per_decade=3)
+      [0, 1, 2, 5, 10, 22, 46, 100, 215, 464, 1000]
+    """
+    decades = np.log10(max(total_steps, 1))
+    spaced = np.logspace(0, decades, 1 + int(np.ceil(decades * per_decade)))
+    within = np.rint(spaced[spaced <= total_steps]).astype(int).tolist()
+    return sorted({0, *within, total_steps})
+
+
+def make_measure(problem: Problem, steps: Steps) -> Callable[[TrainState], Record]:
+    """Builds the function that measures a state; it changes nothing.
+
+    Args:
+      problem: The model, its loss and the data.
+      steps: The step of the algorithm.
+
+    Returns:
+      A function from a state to a record with `step`; for each of `train`, `validation`
+      and `test`: `loss` `[C]`, `recall` `[C]` and `macro_recall`; and
+
+      * `class_norms` `[C]` and `class_cosines` `[C, C]`: of the class gradients of all
+        the training data (as shares of its mean loss);
+      * `class_alignment` `[C]`: `p_l` of the batch that the next step would use;
+      * `predicted_loss_changes` `[C]`: of each class's mean training loss by that step,
+        to first order.
+    """
+    train = problem.splits["train"]
+
+    @jax.jit
+    def geometry(
+        state: TrainState, all_data: Gradients, step: Gradients, batch: chex.ArrayTree
+    ) -> dict[str, jax.Array]:
+        value, class_grads = all_data
+        updates, _ = steps.apply(state, *step)
+        return {
+            "class_norms": class_norms(class_grads),
+            "class_cosines": class_cosines(class_grads),
+            "class_alignment": class_alignment(batch, class_grads),
+            "predicted_loss_changes": predicted_loss_changes(
+                class_grads, updates, value.counts
+            ),
+        }
+
+    jit = jax.jit if steps.traceable else lambda f: f
+    gradients, class_gradients = jit(steps.gradients), jit(steps.class_gradients)
+
+    def measure(state: TrainState) -> Record:
+        variables = state.params, state.model_state
+        all_data = problem.all_class_gradients(*variables, train)
+        if steps.refreshes_reference:
+            state = state._replace(reference=all_data[1])
+        step = gradients(state, train)
+        rows_are_classes = steps.class_gradients is steps.gradients
+        _, batch = step if rows_are_classes else class_gradients(state, train)
+        record = {
+            "step": state.step,
+            **{
+                name: problem.evaluate(*variables, split)
+                for name, split in problem.splits.items()
+            },
+            **geometry(state, all_data, step, batch),
+        }
+        plain: Record = jax.tree.map(_plain, jax.device_get(record))
+        return plain
+
+    return measure
+
+
+def _plain(x: np.ndarray) -> Any:
+    """Numbers and nested lists of them."""
+    return np.asarray(x).tolist()

@@ -1,0 +1,198 @@
+"""What is learned, without how: a model and its loss on a data set.
+
+Whatever needs no algorithm lives here, jitted once and shared by all of them: passes
+over all the data, for evaluation and for the class gradients of the training set.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from pcn_jax.class_gradients import (
+    ClassValue,
+    ClassValueAndGrad,
+    accumulate,
+    per_class_value_and_grad,
+)
+from pcn_jax.data import Dataset
+from pcn_jax.dynamics import class_means, macro_recall
+from pcn_jax.loops import Loop, resolve_loop
+from pcn_jax.precision import at_least_float32
+
+Gradients = tuple[ClassValue, chex.ArrayTree]
+ModelState = dict[str, Any]
+
+
+class Examples(NamedTuple):
+    """A split of the data on the device: inputs `[n, ...]` and integer labels `[n]`."""
+
+    inputs: jax.Array
+    labels: jax.Array
+
+
+class Problem:
+    """A flax model, softmax cross-entropy and a data set that is put on the device.
+
+    Attributes:
+      model: Flax module, called with `(inputs, train=...)`, returning logits `[B, C]`.
+      num_classes: `C`.
+      splits: `train`, `validation` and `test`, on the default device.
+      train_labels: Class of each training example, on the host, `[n]`.
+      loop: Kind of loop, resolved for the backend.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        model: nn.Module,
+        *,
+        microbatch_size: int = 500,
+        loop: Loop | None = None,
+    ) -> None:
+        """Puts the data on the device.
+
+        Args:
+          dataset: What to learn.
+          model: With what.
+          microbatch_size: Examples at a time in passes over all the data.
+          loop: `"python"`, `"scan"`, or `None` to choose by backend.
+        """
+        self.model = model
+        self.num_classes = dataset.num_classes
+        self.loop = resolve_loop(loop)
+        self.splits = {
+            name: Examples(*jax.device_put(tuple(split)))
+            for name, split in [
+                ("train", dataset.train),
+                ("validation", dataset.validation),
+                ("test", dataset.test),
+            ]
+        }
+        self.train_labels: np.ndarray = dataset.train.labels
+        self._mean, self._std = dataset.mean, dataset.std
+        self._microbatch_size = microbatch_size
+
+    def init(self, key: jax.Array) -> tuple[chex.ArrayTree, ModelState]:
+        """Fresh parameters of the model, and its other collections."""
+        example = self._normalised(self.splits["train"].inputs[:1])
+        variables: ModelState = dict(self.model.init(key, example))
+        return variables.pop("params"), variables
+
+    def losses(
+        self,
+        params: chex.ArrayTree,
+        inputs: jax.Array,
+        labels: jax.Array,
+        model_state: ModelState,
+        key: jax.Array | None = None,
+    ) -> tuple[jax.Array, ModelState]:
+        """Cross-entropy of each example `[B]`, and the model's new state.
+
+        In training mode with a key for dropout, in evaluation mode without.
+        """
+        logits, new_state = self._apply(
+            params,
+            model_state,
+            inputs,
+            train=key is not None,
+            rngs={} if key is None else {"dropout": key},
+            mutable=list(model_state) if key is not None else [],
+        )
+        return _cross_entropy(logits, labels), new_state
+
+    def over_all_data(self, value_and_grad: ClassValueAndGrad) -> ClassValueAndGrad:
+        """Takes class gradients in micro-batches, in this problem's kind of loop."""
+        return accumulate(value_and_grad, self._microbatch_size, loop=self.loop)
+
+    @functools.cached_property
+    def all_class_gradients(
+        self,
+    ) -> Callable[[chex.ArrayTree, ModelState, Examples], Gradients]:
+        """Class gradients of a whole split, in evaluation mode."""
+        per_class = per_class_value_and_grad(
+            self.losses, self.num_classes, has_aux=True
+        )
+        full_pass = self.over_all_data(per_class)
+
+        def all_class_gradients(
+            params: chex.ArrayTree, model_state: ModelState, split: Examples
+        ) -> Gradients:
+            return full_pass(params, split.inputs, split.labels, model_state)
+
+        return (
+            jax.jit(all_class_gradients) if self.loop == "scan" else all_class_gradients
+        )
+
+    @functools.cached_property
+    def evaluate(
+        self,
+    ) -> Callable[[chex.ArrayTree, ModelState, Examples], dict[str, jax.Array]]:
+        """`loss` `[C]`, `recall` `[C]` and `macro_recall` on a whole split."""
+
+        @jax.jit
+        def of_examples(
+            params: chex.ArrayTree, model_state: ModelState, split: Examples
+        ) -> tuple[jax.Array, jax.Array]:
+            logits, _ = self._apply(params, model_state, split.inputs, mutable=[])
+            losses = _cross_entropy(logits, split.labels)
+            return losses, jnp.argmax(logits, axis=-1) == split.labels
+
+        @jax.jit
+        def of_classes(
+            losses: jax.Array, correct: jax.Array, labels: jax.Array
+        ) -> dict[str, jax.Array]:
+            recalls = class_means(correct, labels, self.num_classes)
+            return {
+                "loss": class_means(losses, labels, self.num_classes),
+                "recall": recalls,
+                "macro_recall": macro_recall(recalls),
+            }
+
+        def evaluate(
+            params: chex.ArrayTree, model_state: ModelState, split: Examples
+        ) -> dict[str, jax.Array]:
+            size = self._microbatch_size
+            parts = [
+                of_examples(
+                    params,
+                    model_state,
+                    jax.tree.map(lambda x, at=start: x[at : at + size], split),
+                )
+                for start in range(0, len(split.labels), size)
+            ]
+            losses, correct = map(jnp.concatenate, zip(*parts, strict=True))
+            metrics: dict[str, jax.Array] = of_classes(losses, correct, split.labels)
+            return metrics
+
+        return evaluate
+
+    def _apply(
+        self,
+        params: chex.ArrayTree,
+        model_state: ModelState,
+        inputs: jax.Array,
+        **options: Any,
+    ) -> Any:
+        """Logits `[B, C]`, and the collections named by `mutable`."""
+        variables = {"params": params, **model_state}
+        return self.model.apply(variables, self._normalised(inputs), **options)
+
+    def _normalised(self, inputs: jax.Array) -> jax.Array:
+        inputs = at_least_float32(inputs)
+        shape = (1,) * (inputs.ndim - 1) + self._mean.shape
+        mean, std = self._mean.reshape(shape), self._std.reshape(shape)
+        return (inputs - mean.astype(inputs.dtype)) / std.astype(inputs.dtype)
+
+
+def _cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    losses: jax.Array = optax.softmax_cross_entropy_with_integer_labels(
+        at_least_float32(logits), labels
+    )
+    return losses

@@ -1,0 +1,206 @@
+"""One training step as pure functions of one state: the same for every algorithm.
+
+An algorithm is a sampler and a chain of gradient transformations. Those that need no
+class gradients (GD, SGD) are given a stack of a single row, the ordinary gradient, so
+nothing else has to know the difference.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+
+from pcn_jax.class_gradients import (
+    ClassValue,
+    ClassValueAndGrad,
+    LossFn,
+    per_class_value_and_grad,
+    per_group_value_and_grad,
+)
+from pcn_jax.dynamics import class_means
+from pcn_jax.samplers import Sampler
+from pcn_jax.training.algorithms import Algorithm, Hyperparameters
+from pcn_jax.training.problem import Examples, Gradients, ModelState, Problem
+from pcn_jax.transforms import sum_over_classes
+
+
+class TrainState(NamedTuple):
+    """Everything that changes in training, and the seed that decides how.
+
+    Attributes:
+      step: Steps taken, int32.
+      seed: Seed of the run, uint32.
+      params: Parameters of the model.
+      model_state: The model's other collections, such as `batch_stats`.
+      opt_state: State of the chain of gradient transformations.
+      reference: Class gradients of all the training data, for PCNSGD+R; else `()`.
+    """
+
+    step: jax.Array
+    seed: jax.Array
+    params: chex.ArrayTree
+    model_state: ModelState
+    opt_state: optax.OptState
+    reference: chex.ArrayTree
+
+
+class Steps(NamedTuple):
+    """The functions that a training loop is made of, all of them pure.
+
+    Attributes:
+      init: From a seed to the first `TrainState`.
+      gradients: From a state and the training data to the `ClassValue` and the stacked
+        gradients of the step's batch: one row a class, or a single one of all classes.
+      class_gradients: The same, always with one row a class.
+      apply: From a state, the `ClassValue` and the gradients to the update of the
+        parameters and the next state.
+      refreshes_reference: Whether `apply` needs a fresh `state.reference`.
+      traceable: Whether `gradients` may be put under `jax.jit` as a whole: not where it
+        is itself a Python loop over jitted parts.
+    """
+
+    init: Callable[[jax.typing.ArrayLike], TrainState]
+    gradients: Callable[[TrainState, Examples], Gradients]
+    class_gradients: Callable[[TrainState, Examples], Gradients]
+    apply: Callable[
+        [TrainState, ClassValue, chex.ArrayTree], tuple[chex.ArrayTree, TrainState]
+    ]
+    refreshes_reference: bool
+    traceable: bool
+
+
+def make_steps(
+    problem: Problem,
+    algorithm: Algorithm,
+    hyperparameters: Hyperparameters,
+    optimizer: optax.GradientTransformation,
+    sampler: Sampler | None,
+) -> Steps:
+    """Builds the step of an algorithm with any optax optimizer behind it.
+
+    Args:
+      problem: The model, its loss and the data.
+      algorithm: Which links stand before the sum over classes.
+      hyperparameters: Of those links.
+      optimizer: Follows the summed direction.
+      sampler: Draws the batch; `None` takes all of the data, in micro-batches.
+
+    Returns:
+      The functions of a training loop.
+
+    Raises:
+      ValueError: By `init`, if a gradient of all the data is needed and the examples
+        interact in the model.
+    """
+    links = algorithm.links
+    per_class = per_class_value_and_grad(
+        problem.losses, problem.num_classes, has_aux=True
+    )
+    per_group = per_group_value_and_grad(problem.losses, has_aux=True)
+    joint = _joint_value_and_grad(problem.losses, problem.num_classes)
+    transformation = optax.chain(
+        *(links(hyperparameters) if links else []),
+        sum_over_classes(),
+        optax.with_extra_args_support(optimizer),
+    )
+
+    def init(seed: jax.typing.ArrayLike) -> TrainState:
+        params, model_state = problem.init(_keys(seed)[0])
+        if model_state and (algorithm.needs_reference or sampler is None):
+            raise ValueError(
+                f"{algorithm.label} takes the gradient of all the data in "
+                f"micro-batches, but in {type(problem.model).__name__} examples "
+                f"interact (it keeps {', '.join(sorted(model_state))}). Choose a model "
+                "with group normalisation, or another algorithm."
+            )
+        rows = jax.tree.map(
+            lambda p: jnp.zeros((problem.num_classes, *p.shape), p.dtype), params
+        )
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            seed=jnp.asarray(seed).astype(jnp.uint32),
+            params=params,
+            model_state=model_state,
+            opt_state=transformation.init(params),
+            reference=rows if algorithm.needs_reference else (),
+        )
+
+    def of_batch(
+        value_and_grad: ClassValueAndGrad,
+    ) -> Callable[[TrainState, Examples], Gradients]:
+        of_all = problem.over_all_data(value_and_grad)
+
+        def gradients(state: TrainState, train: Examples) -> Gradients:
+            dropout_key = jax.random.fold_in(_keys(state.seed)[1], state.step)
+            rest = state.model_state, dropout_key
+            if sampler is None:
+                return of_all(state.params, train.inputs, train.labels, *rest)
+            indices = sampler(state.seed, state.step)
+            inputs, labels = train.inputs[indices], train.labels[indices]
+            equal_counts = len(set(sampler.class_counts or (0, 1))) == 1
+            if value_and_grad is per_class and equal_counts and not state.model_state:
+                groups = (problem.num_classes, -1)
+                inputs = inputs.reshape(*groups, *inputs.shape[1:])
+                return per_group(state.params, inputs, labels.reshape(groups), *rest)
+            return value_and_grad(state.params, inputs, labels, *rest)
+
+        return gradients
+
+    def apply(
+        state: TrainState, value: ClassValue, grads: chex.ArrayTree
+    ) -> tuple[chex.ArrayTree, TrainState]:
+        updates, opt_state = transformation.update(
+            grads,
+            state.opt_state,
+            state.params,
+            class_counts=value.counts,
+            reference=state.reference,
+        )
+        return updates, state._replace(
+            step=state.step + 1,
+            params=optax.apply_updates(state.params, updates),
+            model_state=value.aux if state.model_state else state.model_state,
+            opt_state=opt_state,
+        )
+
+    class_gradients = of_batch(per_class)
+    return Steps(
+        init=init,
+        gradients=class_gradients if links else of_batch(joint),
+        class_gradients=class_gradients,
+        apply=apply,
+        refreshes_reference=algorithm.needs_reference,
+        traceable=sampler is not None or problem.loop == "scan",
+    )
+
+
+def _joint_value_and_grad(loss_fn: LossFn, num_classes: int) -> ClassValueAndGrad:
+    """The ordinary gradient, as a stack of one row."""
+
+    def joint_value_and_grad(
+        params: chex.ArrayTree, inputs: Any, labels: jax.Array, *args: Any
+    ) -> Gradients:
+        real = labels >= 0
+
+        def mean_loss(params: chex.ArrayTree) -> tuple[jax.Array, Any]:
+            losses, aux = loss_fn(params, inputs, labels, *args)
+            total = jnp.maximum(real.sum(dtype=losses.dtype), 1)
+            return jnp.where(real, losses, 0).sum() / total, (losses, aux)
+
+        grad, (losses, aux) = jax.grad(mean_loss, has_aux=True)(params)
+        counts = (jnp.arange(num_classes)[:, None] == labels[None, :]).sum(
+            axis=1, dtype=jnp.int32
+        )
+        means = class_means(losses, labels, num_classes)
+        value = ClassValue(jnp.where(counts == 0, 0, means), counts, aux)
+        return value, jax.tree.map(lambda g: g[None], grad)
+
+    return joint_value_and_grad
+
+
+def _keys(seed: jax.typing.ArrayLike) -> jax.Array:
+    """Keys of a run: for its initial parameters and for dropout."""
+    return jax.random.split(jax.random.key(seed))
