@@ -1,0 +1,233 @@
+"""The slow reference: every formula as a plain loop, to hold the fast library against.
+
+Nothing here comes from `pcn_jax` or JAX: NumPy in float64, a hand-written backward pass
+of one example at a time, Python loops over examples and classes. Parameters and
+gradients are dicts of arrays, class gradients a list of C such dicts. Every algorithm
+is a weight for each class: `direction` is the weighted sum of the rows, `trajectory`
+walks along it. A class that is absent or whose gradient is zero weighs 0.
+
+Source: Francazi, Baity-Jesi, Lucchi, "A Theoretical Analysis of the Learning Dynamics
+under Class Imbalance", ICML 2023, arXiv 2207.00391.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+Labels = NDArray[np.int64]
+Params = dict[str, Array]
+
+
+def initial_params(
+    rng: np.random.Generator, num_features: int, num_hidden: int, num_classes: int
+) -> Params:
+    """Draws the parameters of dense - tanh - dense, biases included."""
+    return {
+        "w1": rng.normal(size=(num_features, num_hidden)) / math.sqrt(num_features),
+        "b1": 0.1 * rng.normal(size=num_hidden),
+        "w2": rng.normal(size=(num_hidden, num_classes)) / math.sqrt(num_hidden),
+        "b2": 0.1 * rng.normal(size=num_classes),
+    }
+
+
+def example_loss(params: Params, x: Array, label: int) -> float:
+    """Softmax cross-entropy of one example `x` of shape [num_features]."""
+    hidden = np.tanh(x @ params["w1"] + params["b1"])
+    logits = hidden @ params["w2"] + params["b2"]
+    top = logits.max()
+    return float(top + np.log(np.exp(logits - top).sum()) - logits[label])
+
+
+def example_gradient(params: Params, x: Array, label: int) -> Params:
+    """Gradient of `example_loss`, backpropagated by hand."""
+    hidden = np.tanh(x @ params["w1"] + params["b1"])
+    logits = hidden @ params["w2"] + params["b2"]
+    d_logits = np.exp(logits - logits.max())
+    d_logits /= d_logits.sum()
+    d_logits[label] -= 1.0
+    d_hidden = (params["w2"] @ d_logits) * (1.0 - hidden**2)
+    return {
+        "w1": np.outer(x, d_hidden),
+        "b1": d_hidden,
+        "w2": np.outer(hidden, d_logits),
+        "b2": d_logits,
+    }
+
+
+def class_counts(labels: Labels, num_classes: int) -> list[int]:
+    """Examples of each class; a label below 0 is padding and belongs to none."""
+    return [sum(1 for y in labels if y == c) for c in range(num_classes)]
+
+
+def class_losses(
+    params: Params, inputs: Array, labels: Labels, num_classes: int
+) -> list[float]:
+    """Mean loss of each class, 0 where it is absent."""
+    means = []
+    for c in range(num_classes):
+        losses = [
+            example_loss(params, x, c)
+            for x, y in zip(inputs, labels, strict=True)
+            if y == c
+        ]
+        means.append(sum(losses) / len(losses) if losses else 0.0)
+    return means
+
+
+def class_gradients(
+    params: Params, inputs: Array, labels: Labels, num_classes: int
+) -> list[Params]:
+    """Row l is `(1/B) * sum of grad loss_i over class l`: the rows sum to the gradient.
+
+    `B` counts the examples with a class; padding (a label below 0) is left out.
+    """
+    size = sum(class_counts(labels, num_classes))
+    rows = []
+    for c in range(num_classes):
+        row = {name: np.zeros_like(value) for name, value in params.items()}
+        for x, y in zip(inputs, labels, strict=True):
+            if y == c:
+                for name, value in example_gradient(params, x, c).items():
+                    row[name] += value / size
+        rows.append(row)
+    return rows
+
+
+def dot(a: Params, b: Params) -> float:
+    """Inner product over all parameters at once, never per layer."""
+    return math.fsum(float(v) for name in a for v in (a[name] * b[name]).ravel())
+
+
+def norm(a: Params) -> float:
+    """Global L2 norm over all parameters."""
+    return math.sqrt(dot(a, a))
+
+
+def cosine(a: Params, b: Params) -> float:
+    """Cosine of the angle between two gradients, 0 where one of them is zero."""
+    norms = norm(a) * norm(b)
+    return dot(a, b) / norms if norms else 0.0
+
+
+def class_weights(
+    algorithm: str,
+    rows: Sequence[Params],
+    *,
+    counts: Sequence[int] | None = None,
+    full_rows: Sequence[Params] | None = None,
+    max_norm: float = 1.0,
+    min_alignment: float = 0.1,
+) -> list[float]:
+    """The weight of each row of class gradients in the descent direction.
+
+    Args:
+      algorithm: a name of the paper, "PCNSGD+R published" for what its code does
+        (`prod_{k != l} p_k` where the pseudo-code has `1 / p_l`), "RW" for
+        re-weighting by class frequency, or "CLIP" for per-class clipping.
+      rows: class gradients of the batch, C dicts.
+      counts: examples of each class in the batch, for "RW" and "CLIP".
+      full_rows: class gradients over all data, for the two kinds of "+R".
+      max_norm: length at which "CLIP" starts to shorten a class-mean gradient.
+      min_alignment: "PCNSGD+R" weighs by `1 / p_l` where `|p_l|` is at least this much
+        and by `p_l / min_alignment**2` below, which is continuous and bounded.
+
+    Returns:
+      C weights, 0 for a class that is absent or whose gradient is zero.
+    """
+    norms = [norm(row) for row in rows]
+    present = [c for c in range(len(rows)) if norms[c] > 0.0]
+    weights = [0.0] * len(rows)
+    for c in present:
+        match algorithm:
+            case "GD" | "SGD" | "SGD+O":
+                weights[c] = 1.0
+            case "PCNGD" | "PCNSGD" | "PCNSGD+O":
+                weights[c] = 1.0 / norms[c]
+            case "PCNSGD+R":
+                assert full_rows is not None
+                p = cosine(rows[c], full_rows[c])
+                inverse = 1.0 / p if abs(p) >= min_alignment else p / min_alignment**2
+                weights[c] = inverse / norms[c]
+            case "PCNSGD+R published":
+                assert full_rows is not None
+                others = [cosine(rows[k], full_rows[k]) for k in present if k != c]
+                weights[c] = math.prod(others) / norms[c]
+            case "RW":
+                assert counts is not None
+                weights[c] = sum(counts) / (len(counts) * counts[c])
+            case "CLIP":
+                assert counts is not None
+                to_mean = sum(counts) / counts[c]
+                weights[c] = to_mean / max(to_mean * norms[c], max_norm)
+            case _:
+                raise ValueError(f"no algorithm is called {algorithm!r}")
+    return weights
+
+
+def direction(weights: Sequence[float], rows: Sequence[Params]) -> Params:
+    """The descent direction `d = sum_l w_l g_l`, subtracted from the parameters."""
+    total = {name: np.zeros_like(value) for name, value in rows[0].items()}
+    for weight, row in zip(weights, rows, strict=True):
+        for name in total:
+            total[name] += weight * row[name]
+    return total
+
+
+def trajectory(
+    algorithm: str,
+    params: Params,
+    batches: Sequence[NDArray[np.int64]],
+    full_batch: tuple[Array, Labels],
+    *,
+    learning_rate: float,
+    steps: int,
+    max_norm: float = 1.0,
+    min_alignment: float = 0.1,
+    momentum: float = 0.0,
+    nesterov: bool = False,
+) -> list[Params]:
+    """The parameters before the first step and after each one, `steps + 1` dicts.
+
+    Args:
+      algorithm: as in `class_weights`; "GD" and "PCNGD" use all data at every step.
+      params: parameters to start from; they are not modified.
+      batches: indices into the data, one array a step; unused by "GD" and "PCNGD".
+      full_batch: inputs [n, num_features] and labels [n] of all data.
+      learning_rate: length of a step along the direction.
+      steps: number of steps.
+      max_norm: see `class_weights`.
+      min_alignment: see `class_weights`.
+      momentum: heavy-ball factor, `m <- d + momentum * m`, the step going along `m`.
+      nesterov: whether the step goes along `d + momentum * m` instead.
+    """
+    inputs, labels = full_batch
+    num_classes = len(params["b2"])
+    velocity = {name: np.zeros_like(value) for name, value in params.items()}
+    path = [params]
+    for step in range(steps):
+        everything = algorithm in ("GD", "PCNGD")
+        batch = np.arange(len(labels)) if everything else batches[step]
+        rows = class_gradients(params, inputs[batch], labels[batch], num_classes)
+        full_rows = None
+        if algorithm.startswith("PCNSGD+R"):
+            full_rows = class_gradients(params, inputs, labels, num_classes)
+        weights = class_weights(
+            algorithm,
+            rows,
+            counts=class_counts(labels[batch], num_classes),
+            full_rows=full_rows,
+            max_norm=max_norm,
+            min_alignment=min_alignment,
+        )
+        d = direction(weights, rows)
+        velocity = {name: d[name] + momentum * velocity[name] for name in d}
+        if nesterov:
+            along = {name: d[name] + momentum * velocity[name] for name in d}
+        else:
+            along = velocity
+        params = {name: params[name] - learning_rate * along[name] for name in d}
+        path.append(params)
+    return path
