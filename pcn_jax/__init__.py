@@ -1,9 +1,8 @@
 """Per-class normalised gradient descent in JAX: training on imbalanced data."""
 
+from pcn_jax.accumulation import accumulate, combine
 from pcn_jax.class_gradients import (
     ClassValue,
-    accumulate,
-    combine,
     per_class_value_and_grad,
     per_group_value_and_grad,
 )

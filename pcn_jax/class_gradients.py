@@ -10,8 +10,7 @@ counted in `B`. Pad with inputs at which the loss is finite, such as a repeated 
 for zero times an infinite derivative is NaN.
 """
 
-import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import chex
@@ -19,7 +18,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pcn_jax.loops import Loop, resolve_loop
 from pcn_jax.precision import at_least_float32
 
 LossFn = Callable[..., Any]
@@ -95,7 +93,7 @@ def per_class_value_and_grad(
     def class_value_and_grad(
         params: chex.ArrayTree, inputs: Any, labels: jax.Array, *args: Any
     ) -> tuple[ClassValue, chex.ArrayTree]:
-        labels = _check_labels(labels, ndim=1)
+        labels = check_labels(labels, ndim=1)
         _check_below(labels, num_classes)
         members = jnp.arange(num_classes)[:, None] == labels[None, :]  # [C, B]
         counts = members.sum(axis=1, dtype=jnp.int32)
@@ -153,7 +151,7 @@ def per_group_value_and_grad(
     def group_value_and_grad(
         params: chex.ArrayTree, inputs: Any, labels: jax.Array, *args: Any
     ) -> tuple[ClassValue, chex.ArrayTree]:
-        labels = _check_labels(labels, ndim=2)
+        labels = check_labels(labels, ndim=2)
         counts = (labels >= 0).sum(axis=1, dtype=jnp.int32)
         total = _at_least_one(counts.sum())
 
@@ -171,164 +169,6 @@ def per_group_value_and_grad(
         return ClassValue(_class_means(shares, counts), counts, aux), class_grads
 
     return group_value_and_grad
-
-
-def accumulate(
-    class_value_and_grad: ClassValueAndGrad,
-    microbatch_size: int,
-    *,
-    loop: Loop | None = None,
-) -> ClassValueAndGrad:
-    """Computes the same class gradients in micro-batches, with the memory of one.
-
-    Class sums and counts are added up and divided once, so the result is that of the
-    whole batch, or of the whole data set: so come the full-batch gradients of GD, PCNGD
-    and PCNSGD+R. The last micro-batch may be smaller. Sums are kept in float32 or
-    wider.
-
-    Args:
-      class_value_and_grad: What `per_class_value_and_grad` returned, for a loss in
-        which examples do not interact.
-      microbatch_size: Examples in a micro-batch.
-      loop: `"python"`, `"scan"`, or `None` to choose by backend (see `pcn_jax.loops`).
-
-    Returns:
-      A function like `class_value_and_grad`; leaves of `aux` get a leading axis that
-      counts the micro-batches.
-
-    Raises:
-      ValueError: If `microbatch_size` is not a positive integer.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> def squared_error(w, x, y):
-      ...     return 0.5 * (x @ w - y) ** 2
-      >>> x, y = jnp.arange(10.0).reshape(5, 2), jnp.array([0, 1, 0, 0, 1])
-      >>> whole = per_class_value_and_grad(squared_error, 2)
-      >>> in_parts = accumulate(whole, microbatch_size=2)
-      >>> w = jnp.ones(2)
-      >>> bool(jnp.allclose(whole(w, x, y)[1], in_parts(w, x, y)[1]))
-      True
-    """
-    if not isinstance(microbatch_size, int | np.integer) or microbatch_size < 1:
-        raise ValueError(
-            f"microbatch_size must be a positive integer, got {microbatch_size!r}."
-        )
-    loop = resolve_loop(loop)
-
-    @jax.jit
-    def part(
-        k: jax.Array, params: chex.ArrayTree, inputs: Any, labels: jax.Array, *args: Any
-    ) -> tuple[ClassValue, chex.ArrayTree]:
-        # The last slice starts early enough to be full; what it repeats is padding.
-        size = min(microbatch_size, labels.shape[0])
-        start = jnp.minimum(k * size, labels.shape[0] - size)
-        take = functools.partial(
-            jax.lax.dynamic_slice_in_dim, start_index=start, slice_size=size
-        )
-        fresh = start + jnp.arange(size) >= k * size
-        labels = jnp.where(fresh, take(labels), -1)
-        return class_value_and_grad(params, jax.tree.map(take, inputs), labels, *args)
-
-    def accumulated(
-        params: chex.ArrayTree, inputs: Any, labels: jax.Array, *args: Any
-    ) -> tuple[ClassValue, chex.ArrayTree]:
-        labels = _check_labels(labels, ndim=1)
-        num_parts = -(-labels.shape[0] // microbatch_size)
-        if loop == "python":
-            return combine(
-                part(jnp.asarray(k), params, inputs, labels, *args)
-                for k in range(num_parts)
-            )
-
-        def step(sums: _Sums, k: jax.Array) -> tuple[_Sums, Any]:
-            value, grads = part(k, params, inputs, labels, *args)
-            return _add(sums, (value, grads)), value.aux
-
-        like = jax.eval_shape(part, jnp.asarray(0), params, inputs, labels, *args)
-        zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
-        sums, aux = jax.lax.scan(step, _sums(zero), jnp.arange(num_parts))
-        return _means(sums, like[1], aux)
-
-    return accumulated
-
-
-def combine(
-    parts: Iterable[tuple[ClassValue, chex.ArrayTree]],
-) -> tuple[ClassValue, chex.ArrayTree]:
-    """Joins the class gradients of several batches into those of their union.
-
-    Takes batches as they come, so it also serves data that are read from disk:
-    `combine(class_value_and_grad(params, x, y) for x, y in loader)`.
-
-    Args:
-      parts: Pairs of a `ClassValue` and class gradients, at the same parameters.
-
-    Returns:
-      Their union in the same form, where `aux` leaves are stacked along a new first
-      axis.
-
-    Raises:
-      ValueError: If there are no parts.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> one = ClassValue(jnp.array([2.0]), jnp.array([1])), jnp.array([[2.0]])
-      >>> three = ClassValue(jnp.array([6.0]), jnp.array([3])), jnp.array([[6.0]])
-      >>> value, grads = combine([one, three])
-      >>> value.losses.tolist(), grads.tolist()
-      ([5.0], [[5.0]])
-    """
-    sums, auxs, like = None, [], None
-    for part in parts:
-        sums = _jit_sums(part) if sums is None else _jit_add(sums, part)
-        auxs.append(part[0].aux)
-        like = part[1] if like is None else like
-    if sums is None:
-        raise ValueError("combine was given no batches: there is nothing to join.")
-    return _means(sums, like, jax.tree.map(lambda *xs: jnp.stack(xs), *auxs))
-
-
-class _Sums(NamedTuple):
-    """Sums over examples: what can be added up exactly, batch after batch."""
-
-    losses: jax.Array
-    counts: jax.Array
-    grads: chex.ArrayTree
-
-
-def _sums(part: tuple[ClassValue, chex.ArrayTree]) -> _Sums:
-    value, grads = part
-    total = value.counts.sum()
-    return _Sums(
-        losses=value.losses * value.counts.astype(value.losses.dtype),
-        counts=value.counts,
-        grads=jax.tree.map(
-            lambda g: at_least_float32(g) * total.astype(at_least_float32(g).dtype),
-            grads,
-        ),
-    )
-
-
-def _add(sums: _Sums, part: tuple[ClassValue, chex.ArrayTree]) -> _Sums:
-    added: _Sums = jax.tree.map(jnp.add, sums, _sums(part))
-    return added
-
-
-@jax.jit
-def _means(
-    sums: _Sums, like: chex.ArrayTree, aux: Any
-) -> tuple[ClassValue, chex.ArrayTree]:
-    total = _at_least_one(sums.counts.sum())
-    grads = jax.tree.map(
-        lambda g, x: (g / total.astype(g.dtype)).astype(x.dtype), sums.grads, like
-    )
-    losses = sums.losses / _at_least_one(sums.counts).astype(sums.losses.dtype)
-    return ClassValue(losses, sums.counts, aux), grads
-
-
-_jit_sums = jax.jit(_sums)
-_jit_add = jax.jit(_add, donate_argnums=0)
 
 
 def _losses(
@@ -361,7 +201,8 @@ def _at_least_one(count: jax.Array) -> jax.Array:
     return jnp.maximum(count, 1)
 
 
-def _check_labels(labels: Any, ndim: int) -> jax.Array:
+def check_labels(labels: Any, ndim: int) -> jax.Array:
+    """Labels as an array, refused unless they are integers `[B]`, or `[C, m]`."""
     shape = "[B]" if ndim == 1 else "[C, m]"
     if not hasattr(labels, "dtype"):
         labels = np.asarray(labels)

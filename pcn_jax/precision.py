@@ -17,5 +17,4 @@ def at_least_float32(x: jax.Array) -> jax.Array:
       >>> at_least_float32(jnp.ones(2, jnp.bfloat16)).dtype
       dtype('float32')
     """
-    wide = jnp.issubdtype(x.dtype, jnp.floating) and jnp.finfo(x.dtype).bits >= 32
-    return x if wide else x.astype(jnp.float32)
+    return x if x.dtype in (jnp.float32, jnp.float64) else x.astype(jnp.float32)

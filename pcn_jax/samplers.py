@@ -253,7 +253,7 @@ def _proportional(
 ) -> Sampler:
     counts = _largest_remainders(weights, np.array([batch_size]))[0]
     if counts.min() == 0:
-        rarest = int(np.argmin(counts))
+        rarest = int(np.argmin(class_counts))
         raise ValueError(
             f"batch_size={batch_size} is too small: class {rarest} "
             f"({class_counts[rarest]} of {len(labels)} examples) would get no example. "
@@ -315,7 +315,8 @@ def _shuffle(key: jax.Array, size: jax.Array, x: jax.Array) -> jax.Array:
         coin = _hash(jnp.maximum(x, partner) ^ _hash(~key))
         return key, jnp.where(coin >> 31, partner, x)
 
-    return jax.lax.fori_loop(0, _ROUNDS, swap_or_not, (key, x))[1]
+    image: jax.Array = jax.lax.fori_loop(0, _ROUNDS, swap_or_not, (key, x))[1]
+    return image
 
 
 def _hash(x: jax.Array) -> jax.Array:

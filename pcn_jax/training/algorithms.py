@@ -1,7 +1,7 @@
 """The algorithms as values: how the batch is drawn, and how class gradients combine."""
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import optax
@@ -46,20 +46,24 @@ class Algorithm(NamedTuple):
     needs_reference: bool = False
 
 
-class Hyperparameters(NamedTuple):
-    """What some of the algorithms can be told.
+class Hyperparameters(Protocol):
+    """What some of the links can be told; `TrainConfig` tells it."""
 
-    Attributes:
-      max_norm: See `pcn_jax.clip_by_class_norm`.
-      min_alignment: See `pcn_jax.scale_by_class_alignment`.
-      published_alignment: Its `published_code`.
-      angle_step_size: Adds `pcn_jax.scale_by_class_angle` to PCNGD.
-    """
+    @property
+    def max_norm(self) -> float:
+        """See `pcn_jax.clip_by_class_norm`."""
 
-    max_norm: float = 1.0
-    min_alignment: float = 0.1
-    published_alignment: bool = False
-    angle_step_size: bool = False
+    @property
+    def min_alignment(self) -> float:
+        """See `pcn_jax.scale_by_class_alignment`."""
+
+    @property
+    def published_alignment(self) -> bool:
+        """See `published_code` of `pcn_jax.scale_by_class_alignment`."""
+
+    @property
+    def angle_step_size(self) -> bool:
+        """Whether PCNGD uses `pcn_jax.scale_by_class_angle`."""
 
 
 def _pcngd(chosen: Hyperparameters) -> list[optax.GradientTransformation]:

@@ -1,11 +1,11 @@
-"""How a run trains, as plain data: for the command line, Python and the record."""
+"""How runs train, as plain data: what algorithms that are compared have in common."""
 
 from dataclasses import dataclass, field
 from typing import Literal
 
 import optax
 
-from pcn_jax.training.algorithms import AlgorithmName, SamplerName
+from pcn_jax.training.algorithms import SamplerName
 
 
 @dataclass(frozen=True)
@@ -14,9 +14,6 @@ class OptimizerConfig:
 
     name: Literal["sgd", "adam", "adamw"] = "sgd"
     """Optimizer: sgd (with or without momentum), adam or adamw."""
-
-    learning_rate: float = 0.1
-    """Learning rate; for the PCN algorithms the length of a class's step."""
 
     schedule: Literal["constant", "cosine"] = "constant"
     """Learning rate over the run: constant, or cosine decay to zero."""
@@ -32,7 +29,6 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         """Refuses values that no optimizer can take."""
-        _check("learning_rate", self.learning_rate, self.learning_rate > 0, "positive")
         _check("momentum", self.momentum, 0 <= self.momentum < 1, "in [0, 1)")
         _check("weight_decay", self.weight_decay, self.weight_decay >= 0, "0 or more")
         if self.name != "sgd" and (self.momentum or self.nesterov):
@@ -40,50 +36,52 @@ class OptimizerConfig:
                 f"momentum and nesterov belong to sgd, not to {self.name}: remove them."
             )
 
-    def build(self, total_steps: int) -> optax.GradientTransformation:
-        """The optax optimizer for a run of that many steps.
+    def build(
+        self, learning_rate: float, total_steps: int
+    ) -> optax.GradientTransformation:
+        """The optax optimizer for a run.
 
         Args:
+          learning_rate: Its learning rate, or where the schedule starts.
           total_steps: Length of the run, which a schedule refers to.
 
         Returns:
           A gradient transformation of ordinary gradients.
 
+        Raises:
+          ValueError: If the learning rate is not positive.
+
         Example:
-          >>> tx = OptimizerConfig(learning_rate=0.5).build(total_steps=10)
-          >>> print(tx.update(optax.tree.ones_like(1.0), tx.init(1.0), 1.0)[0])
-          -0.5
+          >>> tx = OptimizerConfig().build(0.5, total_steps=10)
+          >>> print(tx.update(2.0, tx.init(1.0))[0])
+          -1.0
         """
-        rate: optax.ScalarOrSchedule = self.learning_rate
+        _check("learning_rate", learning_rate, learning_rate > 0, "positive")
+        rate: optax.ScalarOrSchedule = learning_rate
         if self.schedule == "cosine":
-            rate = optax.cosine_decay_schedule(self.learning_rate, total_steps)
+            rate = optax.cosine_decay_schedule(learning_rate, max(total_steps, 1))
         if self.name == "adamw":
             return optax.adamw(rate, weight_decay=self.weight_decay)
-        base = (
-            optax.sgd(rate, self.momentum or None, self.nesterov)
-            if self.name == "sgd"
-            else optax.adam(rate)
-        )
+        if self.name == "adam":
+            optimizer = optax.adam(rate)
+        else:
+            optimizer = optax.sgd(rate, self.momentum or None, self.nesterov)
         if not self.weight_decay:
-            return base
-        return optax.chain(optax.add_decayed_weights(self.weight_decay), base)
+            return optimizer
+        return optax.chain(optax.add_decayed_weights(self.weight_decay), optimizer)
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """One algorithm's run: everything but the data, the model and the seed."""
-
-    algorithm: AlgorithmName = "pcnsgd"
-    """The algorithm."""
-
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    """The optimizer behind it."""
+    """A budget and what goes with it; the algorithm and learning rate come apart."""
 
     steps: int = 1000
     """Steps to train."""
 
     batch_size: int = 128
     """Examples in a mini-batch; gd and pcngd take all the data."""
+
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
     sampler: SamplerName | None = None
     """How batches are drawn, if not as the algorithm does."""
@@ -108,14 +106,14 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Refuses values that no run can take."""
-        for name in (
-            "batch_size",
-            "reference_every",
-            "measurements_per_decade",
-        ):
+        _check("steps", self.steps, self.steps >= 0, "0 or more")
+        for name in ("batch_size", "reference_every", "measurements_per_decade"):
             value = getattr(self, name)
             _check(name, value, value >= 1, "1 or more")
-        _check("steps", self.steps, self.steps >= 0, "0 or more")
+        # The links refuse the rest, but only when an algorithm uses them.
+        _check("max_norm", self.max_norm, self.max_norm >= 0, "0 or more")
+        in_range = 0 < self.min_alignment <= 1
+        _check("min_alignment", self.min_alignment, in_range, "in (0, 1]")
 
 
 def _check(name: str, value: object, ok: bool, allowed: str) -> None:

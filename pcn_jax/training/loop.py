@@ -8,19 +8,27 @@ import chex
 import jax
 from tqdm.auto import tqdm
 
-from pcn_jax.training.algorithms import ALGORITHMS, Hyperparameters, make_sampler
+from pcn_jax.training.algorithms import ALGORITHMS, AlgorithmName, make_sampler
 from pcn_jax.training.config import TrainConfig
 from pcn_jax.training.measure import Record, make_measure, measured_steps
 from pcn_jax.training.problem import Examples, Problem
 from pcn_jax.training.step import Steps, TrainState, make_steps
 
 
-def make_train(config: TrainConfig, problem: Problem) -> Callable[..., TrainState]:
+def make_train(
+    problem: Problem,
+    algorithm: AlgorithmName,
+    learning_rate: float,
+    config: TrainConfig,
+) -> Callable[..., TrainState]:
     """Builds a training run; what it compiles is shared by all seeds.
 
     Args:
-      config: The algorithm, the optimizer and the length of the run.
       problem: The model, its loss and the data.
+      algorithm: The name of one of `ALGORITHMS`.
+      learning_rate: Of the optimizer; for the PCN algorithms the length of a class's
+        step.
+      config: The budget, the optimizer and the rest.
 
     Returns:
       `train(seed, on_record=None)`, which trains from scratch and returns the final
@@ -29,35 +37,34 @@ def make_train(config: TrainConfig, problem: Problem) -> Callable[..., TrainStat
       bit for bit on one machine.
 
     Raises:
-      ValueError: If the batch size does not suit the sampler and the class counts; when
-        called, if a gradient of all the data is asked of a model whose examples
-        interact, or if the seed is negative.
+      ValueError: If there is no such algorithm, or the batch size does not suit the
+        sampler and the class counts; when called, if a gradient of all the data is
+        asked of a model whose examples interact, or if the seed is negative.
 
     Example:
       >>> from pcn_jax.data import SETUPS, load
       >>> from pcn_jax.models import MLP
       >>> problem = Problem(load(SETUPS["digits-lt"]), MLP(num_classes=10))
-      >>> config = TrainConfig(algorithm="pcnsgd", steps=2, batch_size=100)
+      >>> config = TrainConfig(steps=2, batch_size=100)
+      >>> train = make_train(problem, "pcnsgd", learning_rate=0.1, config=config)
       >>> records = []
-      >>> state = make_train(config, problem)(seed=0, on_record=records.append)
+      >>> state = train(seed=0, on_record=records.append)
       >>> [record["step"] for record in records]
       [0, 1, 2]
     """
-    algorithm = ALGORITHMS[config.algorithm]
+    if algorithm not in ALGORITHMS:
+        raise ValueError(
+            f"There is no algorithm {algorithm!r}: choose from {', '.join(ALGORITHMS)}."
+        )
+    chosen = ALGORITHMS[algorithm]
     sampler = make_sampler(
-        config.sampler or algorithm.sampler,
+        config.sampler or chosen.sampler,
         problem.train_labels,
         config.batch_size,
         config.steps,
     )
-    hyperparameters = Hyperparameters(
-        max_norm=config.max_norm,
-        min_alignment=config.min_alignment,
-        published_alignment=config.published_alignment,
-        angle_step_size=config.angle_step_size,
-    )
-    optimizer = config.optimizer.build(config.steps)
-    steps = make_steps(problem, algorithm, hyperparameters, optimizer, sampler)
+    optimizer = config.optimizer.build(learning_rate, config.steps)
+    steps = make_steps(problem, chosen, config, optimizer, sampler)
     measure = make_measure(problem, steps)
     make_advance = _scan if problem.loop == "scan" else _python_loop
     advance = make_advance(problem, steps, config.reference_every)
@@ -71,10 +78,10 @@ def make_train(config: TrainConfig, problem: Problem) -> Callable[..., TrainStat
         state = steps.init(seed)
         with tqdm(
             total=config.steps,
-            desc=f"{algorithm.label}, seed {seed}",
+            desc=f"{chosen.label}, seed {seed}",
             unit="step",
             leave=False,
-            disable=not sys.stderr.isatty(),
+            disable=not _is_watched(),
         ) as progress:
             for start, stop in zip([0, *stops], stops, strict=False):
                 state = advance(state, problem.splits["train"], stop - start)
@@ -84,6 +91,11 @@ def make_train(config: TrainConfig, problem: Problem) -> Callable[..., TrainStat
         return state
 
     return train
+
+
+def _is_watched() -> bool:
+    """Whether a person sees a progress bar: in a terminal or in a notebook."""
+    return sys.stderr.isatty() or "ipykernel" in sys.modules
 
 
 Advance = Callable[[TrainState, Examples, int], TrainState]
@@ -129,6 +141,10 @@ def _scan(problem: Problem, steps: Steps, reference_every: int) -> Advance:
         return steps.apply(state, *steps.gradients(state, train))[1]
 
     def advance(state: TrainState, train: Examples, number: int) -> TrainState:
-        return jax.lax.fori_loop(0, number, lambda _, state: step(state, train), state)
+        last: TrainState = jax.lax.fori_loop(
+            0, number, lambda _, state: step(state, train), state
+        )
+        return last
 
-    return jax.jit(advance, donate_argnums=0)
+    jitted: Advance = jax.jit(advance, donate_argnums=0)
+    return jitted

@@ -15,10 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from pcn_jax.accumulation import accumulate
 from pcn_jax.class_gradients import (
     ClassValue,
     ClassValueAndGrad,
-    accumulate,
     per_class_value_and_grad,
 )
 from pcn_jax.data import Dataset
@@ -106,6 +106,11 @@ class Problem:
             mutable=list(model_state) if key is not None else [],
         )
         return _cross_entropy(logits, labels), new_state
+
+    @property
+    def passes_are_traceable(self) -> bool:
+        """Whether a pass over the training set may be under `jax.jit` as a whole."""
+        return self.loop == "scan" or len(self.train_labels) <= self._microbatch_size
 
     def over_all_data(self, value_and_grad: ClassValueAndGrad) -> ClassValueAndGrad:
         """Takes class gradients in micro-batches, in this problem's kind of loop."""

@@ -173,7 +173,7 @@ def make_steps(
         class_gradients=class_gradients,
         apply=apply,
         refreshes_reference=algorithm.needs_reference,
-        traceable=sampler is not None or problem.loop == "scan",
+        traceable=sampler is not None or problem.passes_are_traceable,
     )
 
 

@@ -1,0 +1,39 @@
+# Every target sets up what it needs, once, in a virtual environment of its own.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+
+.PHONY: demo test lint types unit format docs clean
+
+demo: $(VENV)/installed ## The main job: every algorithm on long-tailed digits.
+	$(BIN)/python -m experiments.train digits-lt --overwrite
+
+test: lint types unit ## Everything that CI runs.
+
+lint: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/installed
+	$(BIN)/mypy
+
+unit: $(VENV)/installed
+	$(BIN)/pytest --numprocesses 2 --cov --cov-report term
+
+format: $(VENV)/installed ## Formats the code and mends what can be mended.
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: demo ## Renews the figures and the table of the README from the demo's runs.
+	mkdir -p docs/digits-lt
+	cp runs/digits-lt/*.png runs/digits-lt/table.md docs/digits-lt/
+
+clean: ## Removes the environment, caches and runs.
+	rm -rf $(VENV) runs .coverage .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+$(VENV)/installed: setup.cfg pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "pcn_jax needs Python 3.11 or newer, and $(PYTHON) is %d.%d: give another one, make PYTHON=python3.12 ..." % sys.version_info[:2])'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@

@@ -1,0 +1,1 @@
+"""Experiments: set-ups, the command that runs them, their tables and figures."""

@@ -1,0 +1,154 @@
+"""What a run of the command line is: a set-up, the algorithms and the seeds."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from pcn_jax.data import SETUPS as DATA_SETUPS
+from pcn_jax.data import DataConfig
+from pcn_jax.models import ModelConfig
+from pcn_jax.training import ALGORITHMS, AlgorithmName, TrainConfig
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Trains algorithms on a set-up over seeds, prints a table and draws figures."""
+
+    name: tyro.conf.Fixed[str]
+    """The set-up."""
+
+    data: DataConfig
+    model: ModelConfig
+    train: TrainConfig
+
+    algorithms: tuple[AlgorithmName, ...] = tuple(ALGORITHMS)
+    """Algorithms to train."""
+
+    learning_rate: float | None = None
+    """Learning rate of all algorithms. Without it each has its own, as found by
+    python -m experiments.tune SETUP."""
+
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    """Seeds of initialisation and batches; the data do not depend on them."""
+
+    target_recall: float = 0.5
+    """Minority recall up to which steps are counted in the table."""
+
+    out: Path = Path("runs")
+    """Folder for results; the runs are in OUT/SETUP/ALGORITHM/seed-SEED."""
+
+    tensorboard: bool = False
+    """Write TensorBoard event files, too."""
+
+    overwrite: bool = False
+    """Replace finished runs that were made otherwise, instead of refusing."""
+
+    microbatch_size: int = 500
+    """Examples at a time in passes over all the data; changes memory, not results."""
+
+    def __post_init__(self) -> None:
+        """Refuses what would only fail later."""
+        for name in ("algorithms", "seeds"):
+            values = getattr(self, name)
+            if not values or len(set(values)) < len(values):
+                raise ValueError(
+                    f"{name} must be one or more, each once, got {values}."
+                )
+        if min(self.seeds) < 0:
+            raise ValueError(f"seeds must be 0 or more, got {self.seeds}.")
+        if not 0 < self.target_recall <= 1:
+            raise ValueError(
+                f"target_recall must be in (0, 1], got {self.target_recall}."
+            )
+
+    @property
+    def folder(self) -> Path:
+        """Folder of all the runs."""
+        return self.out / self.name
+
+    def learning_rate_of(self, algorithm: AlgorithmName) -> float:
+        """The learning rate given, or else the one that was found for this set-up.
+
+        Args:
+          algorithm: One of `algorithms`.
+
+        Raises:
+          ValueError: If neither is there.
+        """
+        if self.learning_rate is not None:
+            return self.learning_rate
+        path = learning_rates_path(self.name)
+        found = json.loads(path.read_text())["best"] if path.exists() else {}
+        if algorithm not in found:
+            raise ValueError(
+                f"No learning rate is known for {algorithm} on {self.name}: give "
+                f"--learning-rate, or search: python -m experiments.tune {self.name}"
+            )
+        return float(found[algorithm])
+
+
+def learning_rates_path(setup: str) -> Path:
+    """The file in which `experiments.tune` keeps what it found for a set-up."""
+    return Path(__file__).parent / "learning_rates" / f"{setup}.json"
+
+
+def parse(
+    arguments: list[str] | None, setups: dict[str, Experiment], description: str
+) -> Experiment:
+    """Reads a command line: the name of a set-up, and what is to be different.
+
+    Args:
+      arguments: Words of the command line; `None` for those of the process.
+      setups: Set-ups by name.
+      description: What the command does.
+
+    Returns:
+      The experiment.
+
+    Example:
+      >>> parse(["digits-lt", "--seeds", "7"], SETUPS, "").seeds
+      (7,)
+    """
+    described = {
+        name: (
+            f"{setup.data.name}, {setup.data.profile}; {setup.model.name}, "
+            f"batch {setup.train.batch_size}",
+            setup,
+        )
+        for name, setup in setups.items()
+    }
+    return tyro.extras.overridable_config_cli(
+        described, description=description, args=arguments
+    )
+
+
+def _image_setup(name: str, *, batch_size: int, steps: int) -> Experiment:
+    return Experiment(
+        name=name,
+        data=DATA_SETUPS[name],
+        model=ModelConfig(name="cnn"),
+        train=TrainConfig(steps=steps, batch_size=batch_size),
+    )
+
+
+SETUPS: dict[str, Experiment] = {
+    "digits-lt": Experiment(
+        name="digits-lt",
+        data=DATA_SETUPS["digits-lt"],
+        model=ModelConfig(name="mlp", features=(32, 32)),
+        train=TrainConfig(steps=2000, batch_size=100),
+    ),
+    "animals-vehicles": _image_setup("animals-vehicles", batch_size=1000, steps=2000),
+    "automobile-truck": _image_setup("automobile-truck", batch_size=128, steps=2000),
+    "horse-deer": _image_setup("horse-deer", batch_size=128, steps=2000),
+    "cifar10-five": _image_setup("cifar10-five", batch_size=500, steps=2000),
+    "cifar10-multi": _image_setup("cifar10-multi", batch_size=1000, steps=2000),
+    "cifar100-superclasses": _image_setup(
+        "cifar100-superclasses", batch_size=1000, steps=2000
+    ),
+    "cifar100": _image_setup("cifar100", batch_size=1000, steps=2000),
+    "cifar10-lt": _image_setup("cifar10-lt", batch_size=500, steps=2000),
+    "cifar100-lt": _image_setup("cifar100-lt", batch_size=2000, steps=2000),
+}

@@ -1,0 +1,173 @@
+"""Figures: loss and recall of each class against steps, one panel an algorithm."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")  # figures are files; no display is needed
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from experiments.summary import minority
+from pcn_jax.data import Dataset
+from pcn_jax.training import ALGORITHMS, AlgorithmName, Record
+
+Runs = Mapping[AlgorithmName, Sequence[Sequence[Record]]]
+
+# Okabe and Ito's palette, which colour-blind readers can tell apart, and black.
+COLOURS: dict[AlgorithmName, str] = {
+    "gd": "#999999",
+    "pcngd": "#000000",
+    "sgd": "#D55E00",
+    "sgd+o": "#E69F00",
+    "sgd+rw": "#F0E442",
+    "pcnsgd": "#0072B2",
+    "pcnsgd+o": "#56B4E9",
+    "pcnsgd+r": "#CC79A7",
+    "pcnsgd+clip": "#009E73",
+}
+STYLE: dict[str, Any] = {
+    "font.size": 8,
+    "axes.titlesize": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "legend.frameon": False,
+    "figure.constrained_layout.use": True,
+    "savefig.dpi": 150,
+}
+
+
+def draw(runs: Runs, dataset: Dataset, folder: Path) -> list[Path]:
+    """Draws all figures of an experiment.
+
+    Args:
+      runs: For each algorithm, the records of each seed.
+      dataset: Its classes are the colours.
+      folder: Where to save.
+
+    Returns:
+      Paths of the figures.
+    """
+    figures = {
+        "loss": (_panels, "train", "loss", "training loss of each class"),
+        "recall": (_panels, "test", "recall", "test recall of each class"),
+    }
+    paths = []
+    with plt.style.context(STYLE):
+        for name, (plot, split, metric, label) in figures.items():
+            paths.append(_save(plot(runs, dataset, split, metric, label), folder, name))
+        paths.append(_save(_overview(runs, dataset), folder, "overview"))
+    return paths
+
+
+def _panels(
+    runs: Runs, dataset: Dataset, split: str, metric: str, label: str
+) -> Figure:
+    columns = min(3, len(runs))
+    rows = -(-len(runs) // columns)
+    figure, axes = plt.subplots(
+        rows,
+        columns,
+        figsize=(2.6 * columns + 1.2, 1.9 * rows + 0.5),
+        sharex=True,
+        sharey=True,
+        squeeze=False,
+    )
+    order = np.argsort(-dataset.class_counts, kind="stable")
+    colours = plt.get_cmap("viridis")(np.linspace(0, 0.9, len(order)))
+    for axis, (algorithm, seeds) in zip(axes.flat, runs.items(), strict=False):
+        steps, values = _series(seeds, split, metric)
+        for rank, index in enumerate(order):
+            count = dataset.class_counts[index]
+            _band(
+                axis,
+                steps,
+                values[:, :, index],
+                color=colours[rank],
+                label=f"{dataset.class_names[index]} ({count:,})",
+            )
+        axis.set_title(ALGORITHMS[algorithm].label, loc="left", fontweight="bold")
+        _log_steps(axis, steps)
+    for axis in axes.flat[len(runs) :]:
+        axis.set_visible(False)
+    if metric == "loss":
+        start = max(
+            _series(seeds, split, metric)[1][:, 0].max() for seeds in runs.values()
+        )
+        axes[0, 0].set_ylim(0, 2 * start)
+    else:
+        axes[0, 0].set_ylim(0, 1.02)
+    figure.supxlabel("step", fontsize=8)
+    figure.supylabel(label, fontsize=8)
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    if len(labels) <= 20:
+        title = "class (training examples)"
+        figure.legend(
+            handles, labels, loc="outside right upper", title=title, title_fontsize=7
+        )
+    return figure
+
+
+def _overview(runs: Runs, dataset: Dataset) -> Figure:
+    figure, axes = plt.subplots(1, 2, figsize=(8.0, 3.0), sharex=True, sharey=True)
+    rare = minority(dataset.class_counts)
+    for algorithm, seeds in runs.items():
+        steps, recall = _series(seeds, "test", "recall")
+        style = {"color": COLOURS[algorithm], "label": ALGORITHMS[algorithm].label}
+        _band(axes[0], steps, recall.mean(axis=2), **style)
+        _band(axes[1], steps, recall[:, :, rare].mean(axis=2), **style)
+        _log_steps(axes[0], steps)
+    axes[0].set_title("macro recall", loc="left", fontweight="bold")
+    axes[1].set_title("recall of the minority", loc="left", fontweight="bold")
+    axes[0].set_ylabel("test recall")
+    axes[0].set_ylim(0, 1.02)
+    figure.supxlabel("step", fontsize=8)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper")
+    return figure
+
+
+def _series(
+    seeds: Sequence[Sequence[Record]], split: str, metric: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Steps `[T]` and a metric of each class, `[seeds, T, C]`."""
+    steps = np.array([record["step"] for record in seeds[0]])
+    values = [[record[split][metric] for record in records] for records in seeds]
+    return steps, np.array(values, np.float64)
+
+
+def _band(
+    axis: Axes, steps: np.ndarray, values: np.ndarray, *, color: object, label: str
+) -> None:
+    """Mean over seeds, and from the smallest to the largest of them."""
+    axis.plot(steps, values.mean(axis=0), color=color, label=label, linewidth=1.3)
+    axis.fill_between(
+        steps,
+        values.min(axis=0),
+        values.max(axis=0),
+        color=color,
+        alpha=0.15,
+        linewidth=0,
+    )
+
+
+def _log_steps(axis: Axes, steps: np.ndarray) -> None:
+    """Logarithmic steps with room for step 0."""
+    axis.set_xscale("symlog", linthresh=1, linscale=0.3)
+    axis.set_xlim(0, max(steps[-1], 1))
+    decades = int(np.log10(max(steps[-1], 1)))
+    axis.set_xticks([0, *(10**k for k in range(decades + 1))])
+
+
+def _save(figure: Figure, folder: Path, name: str) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.png"
+    figure.savefig(path)
+    plt.close(figure)
+    return path

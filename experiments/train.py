@@ -1,0 +1,130 @@
+"""Trains algorithms on a set-up over several seeds, prints a table, draws figures.
+
+    python -m experiments.train digits-lt
+    python -m experiments.train automobile-truck --data.data-dir DIR --learning-rate 0.1
+    python -m experiments.train --help
+
+Runs that are already there are not run again, so a broken-off command can be repeated.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from experiments.experiment import SETUPS, Experiment, parse
+from experiments.figures import draw
+from experiments.summary import summarise, table
+from pcn_jax.data import Dataset, load
+from pcn_jax.models import build
+from pcn_jax.training import (
+    ALGORITHMS,
+    AlgorithmName,
+    Problem,
+    Record,
+    finished_description,
+    make_train,
+    plain,
+    read_run,
+    write_run,
+)
+
+Runs = dict[AlgorithmName, list[list[Record]]]
+"""For each algorithm, the records of each seed."""
+
+
+def run(experiment: Experiment) -> tuple[Dataset, Runs]:
+    """Trains what is missing and reads the rest.
+
+    Args:
+      experiment: What to train.
+
+    Returns:
+      The data set and the records of all runs.
+
+    Raises:
+      ValueError: If a finished run in the folder was made with other options.
+    """
+    dataset = load(experiment.data)
+    model = build(experiment.model, dataset.num_classes)
+    problem = Problem(dataset, model, microbatch_size=experiment.microbatch_size)
+    descriptions = {
+        algorithm: _description(experiment, algorithm, dataset)
+        for algorithm in experiment.algorithms
+    }
+    for algorithm, description in descriptions.items():
+        _check_finished(experiment, algorithm, description)
+    runs: Runs = {}
+    for algorithm, description in descriptions.items():
+        train = make_train(
+            problem, algorithm, description["learning_rate"], experiment.train
+        )
+        for seed in experiment.seeds:
+            folder = _folder(experiment, algorithm, seed)
+            described = {**description, "seed": seed}
+            if finished_description(folder) != plain(described):
+                with write_run(
+                    folder, described, tensorboard=experiment.tensorboard
+                ) as write:
+                    train(seed, on_record=write)
+            runs.setdefault(algorithm, []).append(read_run(folder))
+        print(f"{ALGORITHMS[algorithm].label}: {len(experiment.seeds)} seeds done")
+    return dataset, runs
+
+
+def _description(
+    experiment: Experiment, algorithm: AlgorithmName, dataset: Dataset
+) -> dict[str, Any]:
+    """All that decides the result of a run, but its seed."""
+    return {
+        "setup": experiment.name,
+        "algorithm": algorithm,
+        "learning_rate": experiment.learning_rate_of(algorithm),
+        "data": experiment.data,
+        "class_names": dataset.class_names,
+        "class_counts": dataset.class_counts,
+        "model": experiment.model,
+        "train": experiment.train,
+    }
+
+
+def _check_finished(
+    experiment: Experiment, algorithm: AlgorithmName, description: dict[str, Any]
+) -> None:
+    for seed in experiment.seeds:
+        folder = _folder(experiment, algorithm, seed)
+        found = finished_description(folder)
+        asked = plain({**description, "seed": seed})
+        if found is not None and found != asked and not experiment.overwrite:
+            differing = [key for key in asked if found.get(key) != asked[key]]
+            raise ValueError(
+                f"{folder} holds a finished run that differs in "
+                f"{', '.join(differing)}. Choose another --out, or --overwrite it."
+            )
+
+
+def _folder(experiment: Experiment, algorithm: AlgorithmName, seed: int) -> Path:
+    return experiment.folder / algorithm / f"seed-{seed}"
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs the command line.
+
+    Args:
+      arguments: Instead of those of the process.
+    """
+    try:
+        experiment = parse(arguments, SETUPS, description=__doc__ or "")
+        dataset, runs = run(experiment)
+    except (ValueError, FileNotFoundError) as error:
+        sys.exit(f"error: {error}")
+    rates = {name: experiment.learning_rate_of(name) for name in runs}
+    summary = summarise(runs, dataset.class_counts, rates, experiment.target_recall)
+    printed = table(summary, experiment.target_recall)
+    (experiment.folder / "table.md").write_text(printed + "\n")
+    print(f"\n{printed}\n")
+    for path in draw(runs, dataset, experiment.folder):
+        print(path)
+
+
+if __name__ == "__main__":
+    main()

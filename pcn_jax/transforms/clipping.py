@@ -1,0 +1,62 @@
+"""Per-class clipping: PCN that settles."""
+
+from typing import Any
+
+import jax.numpy as jnp
+import optax
+
+from pcn_jax.geometry import scale_rows, unit_class_grads
+from pcn_jax.transforms.per_class import check_counts, per_class
+
+
+def clip_by_class_norm(max_norm: float) -> optax.GradientTransformationExtraArgs:
+    """Clips each class-mean gradient: PCN far from the end of training, settling there.
+
+        G_l / max(‖G_l‖, max_norm),    G_l = (B / B_l) g_l
+
+    where `G_l` is the gradient of the mean loss *of class `l`*. A class whose gradient
+    is long contributes a unit vector, as under `scale_by_class_norm`; one whose
+    gradient has become short contributes in proportion, so that the step shrinks as the
+    class is learned. `max_norm = 0` is `scale_by_class_norm`; a large one is class
+    re-weighting with the learning rate multiplied by `C / max_norm`.
+
+    This is `optax.clip_by_global_norm(max_norm)` for each class, divided by `max_norm`:
+    the learning rate then has the meaning that it has for PCN.
+
+    Args:
+      max_norm: Norm of a class-mean gradient up to which it is left in proportion; a
+        non-negative number in the units of the loss over those of the parameters.
+
+    Returns:
+      A stateless transformation of class gradients. Its `update` needs the extra
+      argument `class_counts`: the counts `[C]` of the batch that the gradients come
+      from, `value.counts` of `pcn_jax.per_class_value_and_grad`.
+
+    Raises:
+      ValueError: If `max_norm` is negative; in `update`, if `class_counts` is missing
+        or not one number a class.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> tx = clip_by_class_norm(1.0)
+      >>> params, class_grads = jnp.zeros(1), jnp.array([[3.0], [0.125]])
+      >>> counts = jnp.array([3, 1])
+      >>> state = tx.init(params)
+      >>> updates, _ = tx.update(class_grads, state, params, class_counts=counts)
+      >>> updates.tolist()
+      [[1.0], [0.5]]
+    """
+    if isinstance(max_norm, int | float) and not max_norm >= 0:
+        raise ValueError(f"max_norm must not be negative, got {max_norm!r}.")
+
+    def scale(
+        class_grads: optax.Updates, *, class_counts: Any = None, **extra: Any
+    ) -> optax.Updates:
+        del extra
+        units, norms = unit_class_grads(class_grads)
+        counts = check_counts("clip_by_class_norm", class_counts, norms)
+        mean_norms = norms * counts.sum() / jnp.where(counts == 0, 1, counts)
+        limit = jnp.maximum(mean_norms, max_norm)
+        return scale_rows(units, mean_norms / jnp.where(limit == 0, 1, limit))
+
+    return per_class("clip_by_class_norm", scale)
