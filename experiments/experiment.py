@@ -3,6 +3,7 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import tyro
 
@@ -16,7 +17,7 @@ from pcn_jax.training import ALGORITHMS, AlgorithmName, TrainConfig
 class Experiment:
     """Trains algorithms on a set-up over seeds, prints a table and draws figures."""
 
-    name: tyro.conf.Fixed[str]
+    name: tyro.conf.Suppress[str]
     """The set-up."""
 
     data: DataConfig
@@ -95,11 +96,15 @@ def learning_rates_path(setup: str) -> Path:
 
 
 def parse(
-    arguments: list[str] | None, setups: dict[str, Experiment], description: str
+    module: str,
+    arguments: list[str] | None,
+    setups: dict[str, Experiment],
+    description: str,
 ) -> Experiment:
     """Reads a command line: the name of a set-up, and what is to be different.
 
     Args:
+      module: Name of the module that is run.
       arguments: Words of the command line; `None` for those of the process.
       setups: Set-ups by name.
       description: What the command does.
@@ -108,7 +113,7 @@ def parse(
       The experiment.
 
     Example:
-      >>> parse(["digits-lt", "--seeds", "7"], SETUPS, "").seeds
+      >>> parse("experiments.train", ["digits-lt", "--seeds", "7"], SETUPS, "").seeds
       (7,)
     """
     described = {
@@ -119,8 +124,33 @@ def parse(
         )
         for name, setup in setups.items()
     }
-    return tyro.extras.overridable_config_cli(
-        described, description=description, args=arguments
+    with _constructors:
+        return tyro.extras.overridable_config_cli(
+            described,
+            prog=f"python -m {module}",
+            description=description,
+            args=arguments,
+        )
+
+
+_constructors = tyro.constructors.ConstructorRegistry()
+
+
+@_constructors.primitive_rule
+def _groups_of_labels(
+    type_info: tyro.constructors.PrimitiveTypeInfo,
+) -> tyro.constructors.PrimitiveConstructorSpec[Any] | None:
+    """Reads `--data.groups 2,3,4,5,6,7 0,1,8,9`: nested tuples have no other way."""
+    if type_info.type != tuple[tuple[int, ...], ...]:
+        return None
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs="*",
+        metavar="LABEL,LABEL,... ...",
+        instance_from_str=lambda words: tuple(
+            tuple(int(label) for label in word.split(",")) for word in words
+        ),
+        is_instance=lambda groups: isinstance(groups, tuple),
+        str_from_instance=lambda groups: [",".join(map(str, g)) for g in groups],
     )
 
 
@@ -151,4 +181,10 @@ SETUPS: dict[str, Experiment] = {
     "cifar100": _image_setup("cifar100", batch_size=1000, steps=2000),
     "cifar10-lt": _image_setup("cifar10-lt", batch_size=500, steps=2000),
     "cifar100-lt": _image_setup("cifar100-lt", batch_size=2000, steps=2000),
+    "custom": Experiment(
+        name="custom",
+        data=DataConfig(),
+        model=ModelConfig(),
+        train=TrainConfig(),
+    ),
 }

@@ -2,7 +2,8 @@
 
     python -m experiments.train digits-lt
     python -m experiments.train automobile-truck --data.data-dir DIR --learning-rate 0.1
-    python -m experiments.train --help
+    python -m experiments.train custom --data.name FILE.npz --learning-rate 0.1
+    python -m experiments.train SETUP --help
 
 Runs that are already there are not run again, so a broken-off command can be repeated.
 """
@@ -113,7 +114,7 @@ def main(arguments: list[str] | None = None) -> None:
       arguments: Instead of those of the process.
     """
     try:
-        experiment = parse(arguments, SETUPS, description=__doc__ or "")
+        experiment = parse("experiments.train", arguments, SETUPS, __doc__ or "")
         dataset, runs = run(experiment)
     except (ValueError, FileNotFoundError) as error:
         sys.exit(f"error: {error}")

@@ -83,7 +83,7 @@ def main(arguments: list[str] | None = None) -> None:
         name: dataclasses.replace(setup, seeds=SEEDS) for name, setup in SETUPS.items()
     }
     try:
-        experiment = parse(arguments, setups, description=__doc__ or "")
+        experiment = parse("experiments.tune", arguments, setups, __doc__ or "")
         tune(experiment, shlex.join(["python", "-m", "experiments.tune", *arguments]))
     except (ValueError, FileNotFoundError) as error:
         sys.exit(f"error: {error}")

@@ -18,6 +18,7 @@ from pcn_jax.geometry import (
     unit_class_grads,
 )
 from pcn_jax.initial_drop import InitialDrop, initial_drop, steps_to_reach
+from pcn_jax.known_labels import known_labels_value_and_grad
 from pcn_jax.samplers import (
     Sampler,
     oversampled,
@@ -49,6 +50,7 @@ __all__ = [
     "clip_by_class_norm",
     "combine",
     "initial_drop",
+    "known_labels_value_and_grad",
     "macro_recall",
     "oversampled",
     "pcngd",

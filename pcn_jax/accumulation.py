@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
 import chex
 import jax
@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from pcn_jax.class_gradients import ClassValue, ClassValueAndGrad, check_labels
+from pcn_jax.class_sums import ClassSums, add, to_means, to_sums
 from pcn_jax.loops import Loop, resolve_loop
-from pcn_jax.precision import at_least_float32
 
 
 def accumulate(
@@ -83,14 +83,14 @@ def accumulate(
                 for k in range(num_parts)
             )
 
-        def step(sums: _Sums, k: jax.Array) -> tuple[_Sums, Any]:
+        def step(sums: ClassSums, k: jax.Array) -> tuple[ClassSums, Any]:
             value, grads = part(k, params, inputs, labels, *args)
-            return _add(sums, (value, grads)), value.aux
+            return add(sums, to_sums(value, grads)), value.aux
 
         like = jax.eval_shape(part, jnp.asarray(0), params, inputs, labels, *args)
-        zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
-        sums, aux = jax.lax.scan(step, _sums(zero), jnp.arange(num_parts))
-        return _means(sums, like[1], aux)
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
+        sums, aux = jax.lax.scan(step, to_sums(*zeros), jnp.arange(num_parts))
+        return to_means(sums, params, aux)
 
     return accumulated
 
@@ -122,54 +122,16 @@ def combine(
       ([5.0], [[5.0]])
     """
     sums, auxs, like = None, [], None
-    for part in parts:
-        sums = _jit_sums(part) if sums is None else _jit_add(sums, part)
-        auxs.append(part[0].aux)
-        like = part[1] if like is None else like
+    for value, grads in parts:
+        part = _to_sums(value, grads)
+        sums = part if sums is None else add(sums, part)
+        auxs.append(value.aux)
+        like = grads if like is None else like
     if sums is None:
         raise ValueError("combine was given no batches: there is nothing to join.")
     aux = jax.tree.map(lambda *leaves: jnp.stack(leaves), *auxs)
-    joined: tuple[ClassValue, chex.ArrayTree] = _jit_means(sums, like, aux)
+    joined: tuple[ClassValue, chex.ArrayTree] = _to_means(sums, like, aux)
     return joined
 
 
-class _Sums(NamedTuple):
-    """Sums over examples: what can be added up exactly, batch after batch."""
-
-    losses: jax.Array
-    counts: jax.Array
-    grads: chex.ArrayTree
-
-
-def _sums(part: tuple[ClassValue, chex.ArrayTree]) -> _Sums:
-    value, grads = part
-    total = value.counts.sum()
-    return _Sums(
-        losses=value.losses * value.counts.astype(value.losses.dtype),
-        counts=value.counts,
-        grads=jax.tree.map(
-            lambda g: at_least_float32(g) * total.astype(at_least_float32(g).dtype),
-            grads,
-        ),
-    )
-
-
-def _add(sums: _Sums, part: tuple[ClassValue, chex.ArrayTree]) -> _Sums:
-    added: _Sums = jax.tree.map(jnp.add, sums, _sums(part))
-    return added
-
-
-def _means(
-    sums: _Sums, like: chex.ArrayTree, aux: Any
-) -> tuple[ClassValue, chex.ArrayTree]:
-    total = jnp.maximum(sums.counts.sum(), 1)
-    grads = jax.tree.map(
-        lambda g, x: (g / total.astype(g.dtype)).astype(x.dtype), sums.grads, like
-    )
-    losses = sums.losses / jnp.maximum(sums.counts, 1).astype(sums.losses.dtype)
-    return ClassValue(losses, sums.counts, aux), grads
-
-
-_jit_sums = jax.jit(_sums)
-_jit_add = jax.jit(_add, donate_argnums=0)
-_jit_means = jax.jit(_means)
+_to_sums, _to_means = jax.jit(to_sums), jax.jit(to_means)

@@ -93,8 +93,8 @@ def per_class_value_and_grad(
     def class_value_and_grad(
         params: chex.ArrayTree, inputs: Any, labels: jax.Array, *args: Any
     ) -> tuple[ClassValue, chex.ArrayTree]:
-        labels = check_labels(labels, ndim=1)
         _check_below(labels, num_classes)
+        labels = check_labels(labels, ndim=1)
         members = jnp.arange(num_classes)[:, None] == labels[None, :]  # [C, B]
         counts = members.sum(axis=1, dtype=jnp.int32)
         total = _at_least_one(counts.sum())
@@ -213,10 +213,11 @@ def check_labels(labels: Any, ndim: int) -> jax.Array:
     return jnp.asarray(labels)
 
 
-def _check_below(labels: jax.Array, num_classes: int) -> None:
-    if isinstance(labels, jax.core.Tracer) or not labels.size:
+def _check_below(labels: Any, num_classes: int) -> None:
+    # NumPy looks at the values: under jit, JAX would trace even those that are known.
+    if isinstance(labels, jax.core.Tracer) or not np.size(labels):
         return
-    largest = int(labels.max())
+    largest = np.asarray(labels).max()
     if largest >= num_classes:
         raise ValueError(
             f"labels must be below num_classes={num_classes}, got a label {largest}. "

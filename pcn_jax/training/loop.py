@@ -115,8 +115,8 @@ def _python_loop(problem: Problem, steps: Steps, reference_every: int) -> Advanc
         first = int(state.step)
         for now in range(first, first + number):
             if steps.refreshes_reference and now % reference_every == 0:
-                _, reference = problem.all_class_gradients(
-                    state.params, state.model_state, train
+                _, reference = problem.train_class_gradients(
+                    state.params, train.inputs, state.model_state, None
                 )
                 state = state._replace(reference=reference)
             in_parts = () if steps.traceable else steps.gradients(state, train)
@@ -131,10 +131,10 @@ def _scan(problem: Problem, steps: Steps, reference_every: int) -> Advance:
 
     def step(state: TrainState, train: Examples) -> TrainState:
         if steps.refreshes_reference:
-            variables = state.params, state.model_state
+            given = state.params, train.inputs, state.model_state, None
             reference = jax.lax.cond(
                 state.step % reference_every == 0,
-                lambda: problem.all_class_gradients(*variables, train)[1],
+                lambda: problem.train_class_gradients(*given)[1],
                 lambda: state.reference,
             )
             state = state._replace(reference=reference)

@@ -76,7 +76,9 @@ def make_measure(problem: Problem, steps: Steps) -> Callable[[TrainState], Recor
 
     def measure(state: TrainState) -> Record:
         variables = state.params, state.model_state
-        all_data = problem.all_class_gradients(*variables, train)
+        all_data = problem.train_class_gradients(
+            state.params, train.inputs, state.model_state, None
+        )
         if steps.refreshes_reference:
             state = state._replace(reference=all_data[1])
         step = gradients(state, train)

@@ -16,13 +16,10 @@ import numpy as np
 import optax
 
 from pcn_jax.accumulation import accumulate
-from pcn_jax.class_gradients import (
-    ClassValue,
-    ClassValueAndGrad,
-    per_class_value_and_grad,
-)
+from pcn_jax.class_gradients import ClassValue, ClassValueAndGrad
 from pcn_jax.data import Dataset
 from pcn_jax.dynamics import class_means, macro_recall
+from pcn_jax.known_labels import known_labels_value_and_grad
 from pcn_jax.loops import Loop, resolve_loop
 from pcn_jax.precision import at_least_float32
 
@@ -113,27 +110,28 @@ class Problem:
         return self.loop == "scan" or len(self.train_labels) <= self._microbatch_size
 
     def over_all_data(self, value_and_grad: ClassValueAndGrad) -> ClassValueAndGrad:
-        """Takes class gradients in micro-batches, in this problem's kind of loop."""
+        """The same in micro-batches, for a whole split."""
         return accumulate(value_and_grad, self._microbatch_size, loop=self.loop)
 
     @functools.cached_property
-    def all_class_gradients(
-        self,
-    ) -> Callable[[chex.ArrayTree, ModelState, Examples], Gradients]:
-        """Class gradients of a whole split, in evaluation mode."""
-        per_class = per_class_value_and_grad(
-            self.losses, self.num_classes, has_aux=True
-        )
-        full_pass = self.over_all_data(per_class)
+    def train_class_gradients(self) -> Callable[..., Gradients]:
+        """Class gradients of all the training data.
 
-        def all_class_gradients(
-            params: chex.ArrayTree, model_state: ModelState, split: Examples
-        ) -> Gradients:
-            return full_pass(params, split.inputs, split.labels, model_state)
-
-        return (
-            jax.jit(all_class_gradients) if self.loop == "scan" else all_class_gradients
+        A function of `(params, inputs, model_state, key)`; the examples are taken class
+        by class, so the price is that of a plain gradient.
+        """
+        class_gradients = known_labels_value_and_grad(
+            self.losses,
+            self.train_labels,
+            self.num_classes,
+            has_aux=True,
+            microbatch_size=self._microbatch_size,
+            loop=self.loop,
         )
+        if not self.passes_are_traceable:
+            return class_gradients
+        jitted: Callable[..., Gradients] = jax.jit(class_gradients)
+        return jitted
 
     @functools.cached_property
     def evaluate(

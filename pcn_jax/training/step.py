@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from pcn_jax.class_gradients import (
@@ -18,9 +19,9 @@ from pcn_jax.class_gradients import (
     ClassValueAndGrad,
     LossFn,
     per_class_value_and_grad,
-    per_group_value_and_grad,
 )
 from pcn_jax.dynamics import class_means
+from pcn_jax.known_labels import known_labels_value_and_grad
 from pcn_jax.samplers import Sampler
 from pcn_jax.training.algorithms import Algorithm, Hyperparameters
 from pcn_jax.training.problem import Examples, Gradients, ModelState, Problem
@@ -99,8 +100,16 @@ def make_steps(
     per_class = per_class_value_and_grad(
         problem.losses, problem.num_classes, has_aux=True
     )
-    per_group = per_group_value_and_grad(problem.losses, has_aux=True)
+    known_labels = None
+    if sampler is not None and sampler.class_counts is not None:
+        known_labels = known_labels_value_and_grad(
+            problem.losses,
+            np.repeat(np.arange(problem.num_classes), sampler.class_counts),
+            problem.num_classes,
+            has_aux=True,
+        )
     joint = _joint_value_and_grad(problem.losses, problem.num_classes)
+    joint_of_all = problem.over_all_data(joint)
     transformation = optax.chain(
         *(links(hyperparameters) if links else []),
         sum_over_classes(),
@@ -128,26 +137,26 @@ def make_steps(
             reference=rows if algorithm.needs_reference else (),
         )
 
-    def of_batch(
-        value_and_grad: ClassValueAndGrad,
-    ) -> Callable[[TrainState, Examples], Gradients]:
-        of_all = problem.over_all_data(value_and_grad)
+    def batch(
+        sampler: Sampler, state: TrainState, train: Examples
+    ) -> tuple[jax.Array, jax.Array]:
+        indices = sampler(state.seed, state.step)
+        return train.inputs[indices], train.labels[indices]
 
-        def gradients(state: TrainState, train: Examples) -> Gradients:
-            dropout_key = jax.random.fold_in(_keys(state.seed)[1], state.step)
-            rest = state.model_state, dropout_key
-            if sampler is None:
-                return of_all(state.params, train.inputs, train.labels, *rest)
-            indices = sampler(state.seed, state.step)
-            inputs, labels = train.inputs[indices], train.labels[indices]
-            equal_counts = len(set(sampler.class_counts or (0, 1))) == 1
-            if value_and_grad is per_class and equal_counts and not state.model_state:
-                groups = (problem.num_classes, -1)
-                inputs = inputs.reshape(*groups, *inputs.shape[1:])
-                return per_group(state.params, inputs, labels.reshape(groups), *rest)
-            return value_and_grad(state.params, inputs, labels, *rest)
+    def joint_gradients(state: TrainState, train: Examples) -> Gradients:
+        if sampler is None:
+            return joint_of_all(state.params, *train, *_given(state))
+        return joint(state.params, *batch(sampler, state, train), *_given(state))
 
-        return gradients
+    def class_gradients(state: TrainState, train: Examples) -> Gradients:
+        if sampler is None:
+            return problem.train_class_gradients(
+                state.params, train.inputs, *_given(state)
+            )
+        inputs, labels = batch(sampler, state, train)
+        if known_labels is None or state.model_state:  # the way that is always right
+            return per_class(state.params, inputs, labels, *_given(state))
+        return known_labels(state.params, inputs, *_given(state))
 
     def apply(
         state: TrainState, value: ClassValue, grads: chex.ArrayTree
@@ -166,10 +175,9 @@ def make_steps(
             opt_state=opt_state,
         )
 
-    class_gradients = of_batch(per_class)
     return Steps(
         init=init,
-        gradients=class_gradients if links else of_batch(joint),
+        gradients=class_gradients if links else joint_gradients,
         class_gradients=class_gradients,
         apply=apply,
         refreshes_reference=algorithm.needs_reference,
@@ -199,6 +207,12 @@ def _joint_value_and_grad(loss_fn: LossFn, num_classes: int) -> ClassValueAndGra
         return value, jax.tree.map(lambda g: g[None], grad)
 
     return joint_value_and_grad
+
+
+def _given(state: TrainState) -> tuple[ModelState, jax.Array]:
+    """What the loss takes besides the batch: the model's state and a dropout key."""
+    _, dropout_key = _keys(state.seed)
+    return state.model_state, jax.random.fold_in(dropout_key, state.step)
 
 
 def _keys(seed: jax.typing.ArrayLike) -> jax.Array:

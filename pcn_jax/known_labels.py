@@ -1,0 +1,147 @@
+"""Class gradients at the price of a plain one, where labels are known beforehand.
+
+The labels of a data set are known, and so are those of a batch whose sampler fixes the
+counts of the classes. Then examples can be laid out class by class, and no example has
+to be passed backwards for a class that is not its own.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from pcn_jax.class_gradients import ClassValue, LossFn, per_group_value_and_grad
+from pcn_jax.class_sums import ClassSums, add, to_means, to_sums
+from pcn_jax.loops import Loop, resolve_loop
+
+_FEW_CLASSES = 4  # what is unrolled has to be compiled, class by class
+
+
+def known_labels_value_and_grad(
+    loss_fn: LossFn,
+    labels: np.ndarray,
+    num_classes: int,
+    *,
+    has_aux: bool = False,
+    microbatch_size: int | None = None,
+    loop: Loop | None = None,
+) -> Callable[..., tuple[ClassValue, chex.ArrayTree]]:
+    """Like `per_class_value_and_grad`, for labels that are known when it is built.
+
+    Up to `microbatch_size` examples are taken at once: up to four classes one after the
+    other, without padding; more in groups of one class and about `B / C` examples side
+    by side, at most `2 C` groups and, with padding, twice the examples. Beyond, one
+    micro-batch of one class follows the other, with the memory of a plain gradient.
+
+    Args:
+      loss_fn: As in `per_class_value_and_grad`; examples must not interact in it.
+      labels: Class of each example, integers `[B]` below `C`, on the host.
+      num_classes: `C`.
+      has_aux: Whether `loss_fn` returns `(losses, aux)`; `aux` is dropped.
+      microbatch_size: Examples at a time; `None` for all.
+      loop: Kind of loop over micro-batches (see `pcn_jax.loops`).
+
+    Returns:
+      A function of `(params, inputs, *args)`, returning what
+      `per_class_value_and_grad` would with these labels, without `aux`.
+
+    Raises:
+      ValueError: If labels are not integers `[B]` from 0 to `C - 1`, or, when called,
+        if there are more or fewer inputs than labels.
+
+    Example:
+      >>> def squared_error(w, x, y):
+      ...     return 0.5 * (x @ w - y) ** 2
+      >>> class_gradients = known_labels_value_and_grad(
+      ...     squared_error, np.array([0, 1, 0]), num_classes=2
+      ... )
+      >>> value, grads = class_gradients(jnp.zeros(2), jnp.ones((3, 2)))
+      >>> value.counts.tolist(), grads.shape
+      ([2, 1], (2, 2))
+    """
+    labels = np.asarray(labels)
+    if labels.ndim != 1 or labels.dtype.kind not in "iu" or not labels.size:
+        raise ValueError(
+            "labels must be integers of shape [B], at least one, got "
+            f"{labels.dtype}{list(labels.shape)}."
+        )
+    if labels.min() < 0 or labels.max() >= num_classes:
+        raise ValueError(
+            f"labels must be from 0 to {num_classes - 1}, got {labels.min()} to "
+            f"{labels.max()}."
+        )
+    loop = resolve_loop(loop)
+    at_once = microbatch_size is None or len(labels) <= microbatch_size
+    if at_once and num_classes <= _FEW_CLASSES:
+        groups = [_groups(labels == label, label) for label in set(labels.tolist())]
+    elif at_once:
+        groups = [_all_groups(labels, -(-len(labels) // num_classes))]
+    else:
+        rows, classes = _all_groups(labels, microbatch_size or 1)
+        groups = list(zip(rows[:, None], classes[:, None], strict=True))
+    group_value_and_grad = per_group_value_and_grad(loss_fn, has_aux=has_aux)
+
+    def sums_of(
+        group: tuple[ArrayLike, ArrayLike],
+        params: chex.ArrayTree,
+        inputs: Any,
+        *args: Any,
+    ) -> ClassSums:
+        rows, classes = map(jnp.asarray, group)
+        real = rows >= 0
+        grouped = jax.tree.map(lambda x: x[jnp.where(real, rows, 0)], inputs)
+        group_labels = jnp.where(real, classes[:, None], -1)
+        sums = to_sums(*group_value_and_grad(params, grouped, group_labels, *args))
+        by_class: ClassSums = jax.tree.map(
+            lambda x: jax.ops.segment_sum(x, classes, num_classes), sums
+        )
+        return by_class
+
+    jit_sums_of = jax.jit(sums_of)
+
+    def class_value_and_grad(
+        params: chex.ArrayTree, inputs: Any, *args: Any
+    ) -> tuple[ClassValue, chex.ArrayTree]:
+        lengths = {len(x) for x in jax.tree.leaves(inputs)}
+        if lengths != {len(labels)}:
+            raise ValueError(
+                f"inputs must be {len(labels)} examples, as many as the labels that "
+                f"were given, got {sorted(lengths)}."
+            )
+        given = params, inputs, *args
+        if at_once or loop == "python":
+            one = sums_of if at_once else jit_sums_of
+            sums = functools.reduce(add, (one(group, *given) for group in groups))
+        else:
+            first = jax.eval_shape(sums_of, groups[0], *given)
+            sums, _ = jax.lax.scan(
+                lambda sums, group: (add(sums, sums_of(group, *given)), None),
+                jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), first),
+                jax.tree.map(lambda *xs: np.stack(xs), *groups),
+            )
+        return to_means(sums, params)
+
+    return class_value_and_grad
+
+
+def _all_groups(labels: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Groups of `size` examples of one class: rows `[G, size]` and classes `[G]`."""
+    groups = [_groups(labels == label, label, size) for label in np.unique(labels)]
+    rows, classes = zip(*groups, strict=True)
+    return np.concatenate(rows), np.concatenate(classes)
+
+
+def _groups(
+    members: np.ndarray, label: int, size: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Groups of the examples of one class, filled up with -1; by default a single one."""
+    rows = np.flatnonzero(members).astype(np.int32)
+    size = size or len(rows)
+    number = -(-len(rows) // size)
+    filled = np.pad(rows, (0, number * size - len(rows)), constant_values=-1)
+    return filled.reshape(number, size), np.full(number, label, np.int32)
