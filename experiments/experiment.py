@@ -169,6 +169,7 @@ SETUPS: dict[str, Experiment] = {
         data=DATA_SETUPS["digits-lt"],
         model=ModelConfig(name="mlp", features=(32, 32)),
         train=TrainConfig(steps=2000, batch_size=100),
+        target_recall=0.3,
     ),
     "animals-vehicles": _image_setup("animals-vehicles", batch_size=1000, steps=2000),
     "automobile-truck": _image_setup("automobile-truck", batch_size=128, steps=2000),

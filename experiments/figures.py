@@ -152,7 +152,7 @@ def _band(
         values.min(axis=0),
         values.max(axis=0),
         color=color,
-        alpha=0.15,
+        alpha=0.1,
         linewidth=0,
     )
 

@@ -9,6 +9,7 @@ Runs that are already there are not run again, so a broken-off command can be re
 """
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from pcn_jax.training import (
     AlgorithmName,
     Problem,
     Record,
+    TrainState,
     finished_description,
     make_train,
     plain,
@@ -43,28 +45,20 @@ def run(experiment: Experiment) -> tuple[Dataset, Runs]:
       The data set and the records of all runs.
 
     Raises:
-      ValueError: If a finished run in the folder was made with other options.
+      ValueError: If a finished run in the folder was made with other options, or an
+        algorithm cannot be run like this.
     """
     dataset = load(experiment.data)
     model = build(experiment.model, dataset.num_classes)
     problem = Problem(dataset, model, microbatch_size=experiment.microbatch_size)
-    descriptions = {
-        algorithm: _description(experiment, algorithm, dataset)
-        for algorithm in experiment.algorithms
-    }
-    for algorithm, description in descriptions.items():
-        _check_finished(experiment, algorithm, description)
     runs: Runs = {}
-    for algorithm, description in descriptions.items():
-        train = make_train(
-            problem, algorithm, description["learning_rate"], experiment.train
-        )
+    for algorithm, train in _prepared(experiment, dataset, problem).items():
         for seed in experiment.seeds:
             folder = _folder(experiment, algorithm, seed)
-            described = {**description, "seed": seed}
-            if finished_description(folder) != plain(described):
+            description = _description(experiment, algorithm, seed, dataset)
+            if finished_description(folder) != description:
                 with write_run(
-                    folder, described, tensorboard=experiment.tensorboard
+                    folder, description, tensorboard=experiment.tensorboard
                 ) as write:
                     train(seed, on_record=write)
             runs.setdefault(algorithm, []).append(read_run(folder))
@@ -72,35 +66,50 @@ def run(experiment: Experiment) -> tuple[Dataset, Runs]:
     return dataset, runs
 
 
-def _description(
-    experiment: Experiment, algorithm: AlgorithmName, dataset: Dataset
-) -> dict[str, Any]:
-    """All that decides the result of a run, but its seed."""
+def _prepared(
+    experiment: Experiment, dataset: Dataset, problem: Problem
+) -> dict[AlgorithmName, Callable[..., TrainState]]:
+    """The runs of all algorithms, refused before the first if one cannot be made."""
+    for algorithm in experiment.algorithms:
+        for seed in experiment.seeds:
+            folder = _folder(experiment, algorithm, seed)
+            found = finished_description(folder)
+            asked = _description(experiment, algorithm, seed, dataset)
+            if found not in (None, asked) and not experiment.overwrite:
+                differing = [key for key in asked if found.get(key) != asked[key]]
+                raise ValueError(
+                    f"{folder} holds a finished run that differs in "
+                    f"{', '.join(differing)}. Choose another --out, or --overwrite it."
+                )
     return {
-        "setup": experiment.name,
-        "algorithm": algorithm,
-        "learning_rate": experiment.learning_rate_of(algorithm),
-        "data": experiment.data,
-        "class_names": dataset.class_names,
-        "class_counts": dataset.class_counts,
-        "model": experiment.model,
-        "train": experiment.train,
+        algorithm: make_train(
+            problem,
+            algorithm,
+            experiment.learning_rate_of(algorithm),
+            experiment.train,
+        )
+        for algorithm in experiment.algorithms
     }
 
 
-def _check_finished(
-    experiment: Experiment, algorithm: AlgorithmName, description: dict[str, Any]
-) -> None:
-    for seed in experiment.seeds:
-        folder = _folder(experiment, algorithm, seed)
-        found = finished_description(folder)
-        asked = plain({**description, "seed": seed})
-        if found is not None and found != asked and not experiment.overwrite:
-            differing = [key for key in asked if found.get(key) != asked[key]]
-            raise ValueError(
-                f"{folder} holds a finished run that differs in "
-                f"{', '.join(differing)}. Choose another --out, or --overwrite it."
-            )
+def _description(
+    experiment: Experiment, algorithm: AlgorithmName, seed: int, dataset: Dataset
+) -> dict[str, Any]:
+    """All that decides the result of a run, as plain data."""
+    description: dict[str, Any] = plain(
+        {
+            "setup": experiment.name,
+            "algorithm": algorithm,
+            "learning_rate": experiment.learning_rate_of(algorithm),
+            "seed": seed,
+            "data": experiment.data,
+            "class_names": dataset.class_names,
+            "class_counts": dataset.class_counts,
+            "model": experiment.model,
+            "train": experiment.train,
+        }
+    )
+    return description
 
 
 def _folder(experiment: Experiment, algorithm: AlgorithmName, seed: int) -> Path:

@@ -38,7 +38,8 @@ def accumulate(
       counts the micro-batches.
 
     Raises:
-      ValueError: If `microbatch_size` is not a positive integer.
+      ValueError: If `microbatch_size` is not a positive integer; when called, if there
+        are no examples.
 
     Example:
       >>> import jax.numpy as jnp
@@ -76,6 +77,8 @@ def accumulate(
         params: chex.ArrayTree, inputs: Any, labels: jax.Array, *args: Any
     ) -> tuple[ClassValue, chex.ArrayTree]:
         labels = check_labels(labels, ndim=1)
+        if not labels.size:
+            raise ValueError("There are no examples to accumulate: labels are empty.")
         num_parts = -(-labels.shape[0] // microbatch_size)
         if loop == "python":
             return combine(

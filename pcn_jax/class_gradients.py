@@ -31,6 +31,11 @@ class ClassValue(NamedTuple):
       losses: Mean loss of each class, float `[C]`; 0 for a class that is absent.
       counts: Examples of each class, int32 `[C]`.
       aux: The auxiliary output of the loss function, or `None`.
+
+    Example:
+      >>> value = ClassValue(jnp.array([2.0, 5.0]), jnp.array([3, 1]))
+      >>> float(value.loss)
+      2.75
     """
 
     losses: jax.Array
@@ -95,17 +100,20 @@ def per_class_value_and_grad(
     ) -> tuple[ClassValue, chex.ArrayTree]:
         _check_below(labels, num_classes)
         labels = check_labels(labels, ndim=1)
-        members = jnp.arange(num_classes)[:, None] == labels[None, :]  # [C, B]
+        members = (
+            jnp.arange(num_classes, dtype=labels.dtype)[:, None] == labels[None, :]
+        )  # [C, B]
         counts = members.sum(axis=1, dtype=jnp.int32)
         total = _at_least_one(counts.sum())
 
         def class_shares(params: chex.ArrayTree) -> tuple[jax.Array, Any]:
             losses, aux = _losses(loss_fn, has_aux, params, inputs, labels, *args)
             sums = jnp.where(members, losses[None, :], 0).sum(axis=1)
-            # Labels that could not be checked above must not pass silently.
+            shares = sums / total.astype(sums.dtype)
+            # Labels that could not be checked above must not pass silently: NaN.
             out_of_range = jnp.any(labels >= num_classes)
-            divisor = jnp.where(out_of_range, jnp.nan, total.astype(sums.dtype))
-            return sums / divisor, aux
+            poison = jnp.where(out_of_range, jnp.nan, jnp.zeros((), shares.dtype))
+            return shares + poison * jnp.where(out_of_range, losses, 0).sum(), aux
 
         shares, pullback, aux = jax.vjp(class_shares, params, has_aux=True)
         (class_grads,) = jax.vmap(pullback)(jnp.eye(num_classes, dtype=shares.dtype))
@@ -210,7 +218,7 @@ def check_labels(labels: Any, ndim: int) -> jax.Array:
         raise ValueError(
             f"labels must be integers of shape {shape}, got {_describe(labels)}."
         )
-    return jnp.asarray(labels)
+    return jnp.asarray(labels).astype(jnp.int32)
 
 
 def _check_below(labels: Any, num_classes: int) -> None:

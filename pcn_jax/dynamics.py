@@ -31,7 +31,8 @@ def class_means(values: jax.Array, labels: jax.Array, num_classes: int) -> jax.A
       [1.0, 0.0]
     """
     values = at_least_float32(values)
-    members = jnp.arange(num_classes)[:, None] == labels[None, :]
+    classes = jnp.arange(num_classes, dtype=labels.dtype)
+    members = classes[:, None] == labels[None, :]
     sums = jnp.where(members, values[None, :], 0).sum(axis=1)
     return sums / members.sum(axis=1, dtype=values.dtype)
 

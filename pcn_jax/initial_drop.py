@@ -14,6 +14,10 @@ class InitialDrop(NamedTuple):
         the class never got worse.
       steps: Steps until it was no longer worse than at the start; 0 if it never was,
         `inf` if it still was at the last measurement.
+
+    Example:
+      >>> InitialDrop(depth=1.2, steps=100.0).depth
+      1.2
     """
 
     depth: float
@@ -58,10 +62,10 @@ def initial_drop(
     steps, values = _check(steps, values)
     distance = np.abs(best - values)
     learned = np.flatnonzero(distance <= distance[0] / 2)
-    before = slice(None, learned[0] if learned.size else None)
-    worse = distance[before] - distance[0]
-    if not np.isfinite(worse).all():
+    end = int(learned[0]) if learned.size else len(distance)
+    if not np.isfinite(distance[: end + 1]).all():
         return InitialDrop(np.nan, np.nan)
+    worse = distance[:end] - distance[0]
     if not (worse > 0).any():
         return InitialDrop(0.0, 0.0)
     last = int(np.flatnonzero(worse > 0)[-1])
@@ -99,12 +103,13 @@ def steps_to_reach(
 def _check(
     steps: Sequence[float] | np.ndarray, values: Sequence[float] | np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    steps, values = np.asarray(steps), np.asarray(values, np.float64)
+    given, steps = steps, np.asarray(steps, np.float64)
+    values = np.asarray(values, np.float64)
     if steps.ndim != 1 or steps.shape != values.shape or not steps.size:
         raise ValueError(
             "steps and values must be sequences of the same length, at least one, got "
             f"shapes {list(steps.shape)} and {list(values.shape)}."
         )
     if (np.diff(steps) <= 0).any():
-        raise ValueError(f"steps must increase, got {steps.tolist()}.")
+        raise ValueError(f"steps must increase, got {np.asarray(given).tolist()}.")
     return steps, values

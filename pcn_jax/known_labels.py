@@ -139,7 +139,7 @@ def _all_groups(labels: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
 def _groups(
     members: np.ndarray, label: int, size: int | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Groups of the examples of one class, filled up with -1; by default a single one."""
+    """Groups of the examples of one class, filled up with -1."""
     rows = np.flatnonzero(members).astype(np.int32)
     size = size or len(rows)
     number = -(-len(rows) // size)

@@ -27,19 +27,24 @@ class Sampler:
     where `class_counts` is known.
 
     Attributes:
-      draw: The function behind the call.
+      draw: The function behind the call, of two uint32 scalars.
       batch_size: Examples in a batch.
       class_counts: Examples of each class in every batch, `[C]`, or `None` where the
         sampler does not fix them.
+
+    Example:
+      >>> sampler = oversampled(np.array([0, 0, 0, 1]), batch_size=2)
+      >>> sampler(seed=0, step=10**6).tolist()[1]
+      3
     """
 
-    draw: Callable[[ArrayLike, ArrayLike], jax.Array]
+    draw: Callable[[jax.Array, jax.Array], jax.Array]
     batch_size: int
     class_counts: tuple[int, ...] | None
 
     def __call__(self, seed: ArrayLike, step: ArrayLike) -> jax.Array:
         """Indices of the batch of a step, int32 `[batch_size]`."""
-        return self.draw(seed, step)
+        return self.draw(_uint32("seed", seed), _uint32("step", step))
 
 
 def uniform(labels: np.ndarray, batch_size: int) -> Sampler:
@@ -202,8 +207,8 @@ def progressively_balanced(
     before = np.concatenate([[0], np.cumsum(balanced)]).astype(np.uint32)
     slots = np.arange(batch_size, dtype=np.uint32)
 
-    def draw(seed: ArrayLike, step: ArrayLike) -> jax.Array:
-        seed, step = _uint32(seed), _uint32(step)
+    @jax.jit
+    def draw(seed: jax.Array, step: jax.Array) -> jax.Array:
         within = jnp.minimum(step, np.uint32(total_steps))
         late = (step - within) * np.uint32(batch_size)
         first = jnp.asarray(before)[within] + late  # balanced draws in earlier steps
@@ -284,15 +289,15 @@ def _smallest_batch(weights: np.ndarray) -> int:
 
 def _fixed(
     pools: _Pools, counts: list[int] | tuple[int, ...]
-) -> Callable[[ArrayLike, ArrayLike], jax.Array]:
+) -> Callable[[jax.Array, jax.Array], jax.Array]:
     """Draws `counts[p]` examples of each pool at every step."""
     per_step = np.asarray(counts, np.uint32)
     pool = np.repeat(np.arange(len(counts)), counts)
     slot = np.concatenate([np.arange(count, dtype=np.uint32) for count in counts])
 
-    def draw(seed: ArrayLike, step: ArrayLike) -> jax.Array:
-        position = _uint32(step) * per_step[pool] + slot
-        return pools.example(_uint32(seed), pool, position)
+    @jax.jit
+    def draw(seed: jax.Array, step: jax.Array) -> jax.Array:
+        return pools.example(seed, pool, step * per_step[pool] + slot)
 
     return draw
 
@@ -327,10 +332,12 @@ def _hash(x: jax.Array) -> jax.Array:
     return x ^ (x >> 16)
 
 
-def _uint32(x: ArrayLike) -> jax.Array:
-    if isinstance(x, int) and not 0 <= x < 2**32:
-        raise ValueError(f"seed and step must be from 0 to 2**32 - 1, got {x}.")
-    return jnp.asarray(x).astype(np.uint32)
+def _uint32(name: str, x: ArrayLike) -> jax.Array:
+    in_range = isinstance(x, int | np.integer) and 0 <= int(x) < 2**32
+    array = isinstance(x, jax.Array | np.ndarray) and x.dtype.kind in "iu"
+    if not in_range and not array:
+        raise ValueError(f"{name} must be an integer from 0 to 2**32 - 1, got {x}.")
+    return jnp.asarray(x, np.uint32)
 
 
 def _check(labels: np.ndarray, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -340,8 +347,8 @@ def _check(labels: np.ndarray, batch_size: int) -> tuple[np.ndarray, np.ndarray]
             "labels must be integers of shape [n], at least one, got "
             f"{labels.dtype}{list(labels.shape)}."
         )
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be positive, got {batch_size!r}.")
+    if not isinstance(batch_size, int | np.integer) or batch_size < 1:
+        raise ValueError(f"batch_size must be a positive integer, got {batch_size!r}.")
     if labels.min() < 0:
         raise ValueError(f"labels must not be negative, got {labels.min()}.")
     class_counts = np.bincount(labels)

@@ -1,9 +1,9 @@
 """The networks of the paper and of the long-tail literature, in flax.
 
-Each is a ``flax.linen.Module``, called as ``module(x, train=...)`` on floats
-``[B, ...]`` and returning logits ``[B, C]`` in the dtype of the computation; with
+Each is a `flax.linen.Module`, called as `module(x, train=...)` on floats
+`[B, ...]` and returning logits `[B, C]` in the dtype of the computation; with
 bfloat16, cast them to float32 before the loss. Parameters stay float32 unless
-``param_dtype`` says otherwise.
+`param_dtype` says otherwise.
 """
 
 from pcn_jax.models.cnn import CNN

@@ -4,19 +4,19 @@ import jax
 
 
 def check_num_classes(num_classes: int) -> None:
-    """Raises ValueError unless ``num_classes`` is at least two."""
+    """Raises ValueError unless `num_classes` is at least two."""
     if num_classes < 2:
         raise ValueError(f"num_classes must be at least 2, got {num_classes}.")
 
 
 def check_choice(value: str, *, name: str, allowed: tuple[str, ...]) -> None:
-    """Raises ValueError, listing what is allowed, unless ``value`` is among it."""
+    """Raises ValueError, listing what is allowed, unless `value` is among it."""
     if value not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(allowed)}; got {value!r}.")
 
 
 def check_group_size(group_size: int, *, channels: int) -> None:
-    """Raises ValueError unless groups of ``group_size`` fill ``channels`` exactly.
+    """Raises ValueError unless groups of `group_size` fill `channels` exactly.
 
     Args:
       group_size: channels per group.
@@ -31,7 +31,7 @@ def check_group_size(group_size: int, *, channels: int) -> None:
 
 
 def check_images(x: jax.Array, *, model: str, min_side: int = 1) -> None:
-    """Raises ValueError unless ``x`` is ``[B, H, W, channels]`` and large enough."""
+    """Raises ValueError unless `x` is `[B, H, W, channels]` and large enough."""
     if x.ndim != 4 or min(x.shape[1:3]) < min_side:
         raise ValueError(
             f"{model} needs images [B, H, W, channels] of at least {min_side} x "

@@ -13,7 +13,7 @@ from pcn_jax.models.pooling import avg_pool, max_pool
 
 
 class CNN(nn.Module):
-    """``conv 16 - ReLU - max-pool - conv 32 - tanh - average-pool - dense C``.
+    """`conv 16 - ReLU - max-pool - conv 32 - tanh - average-pool - dense C`.
 
     Convolutions are 5 x 5 with stride 1 and keep the image's size, each pooling halves
     it. The second layer's tanh and average keep an untrained network from favouring one
@@ -25,7 +25,7 @@ class CNN(nn.Module):
       param_dtype: dtype of the parameters.
 
     Raises:
-      ValueError: if ``num_classes`` is below two, or the input is not a batch of images
+      ValueError: if `num_classes` is below two, or the input is not a batch of images
         of at least 4 x 4 pixels.
 
     Example:
@@ -53,7 +53,7 @@ class CNN(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
-        """Maps ``[B, H, W, channels]`` to logits ``[B, C]``; ``train`` is unused."""
+        """Maps `[B, H, W, channels]` to logits `[B, C]`; `train` is unused."""
         check_images(x, model="CNN", min_side=4)
         conv = functools.partial(
             nn.Conv,

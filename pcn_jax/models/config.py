@@ -61,7 +61,7 @@ def build(
     dtype: DTypeLike | None = None,
     param_dtype: DTypeLike = jnp.float32,
 ) -> nn.Module:
-    """Makes the network that ``config`` describes.
+    """Makes the network that `config` describes.
 
     Args:
       config: the network.
@@ -70,8 +70,8 @@ def build(
       param_dtype: dtype of the parameters.
 
     Returns:
-      A flax module, called as ``module(x, train=...)``, with float ``x`` of shape
-      ``[B, ...]``, and returning logits ``[B, C]``.
+      A flax module, called as `module(x, train=...)`, with float `x` of shape
+      `[B, ...]`, and returning logits `[B, C]`.
 
     Raises:
       ValueError: if a field has a value its network cannot take.

@@ -14,13 +14,13 @@ from pcn_jax.models.initializers import kaiming_normal, xavier_normal
 class MLP(nn.Module):
     """Dense layers on the flattened input; the defaults are the paper's network.
 
-    Every hidden layer but the last applies ``activation`` and the last one
-    ``last_activation``: the paper ends on tanh, whose odd symmetry keeps an untrained
+    Every hidden layer but the last applies `activation` and the last one
+    `last_activation`: the paper ends on tanh, whose odd symmetry keeps an untrained
     network from favouring one class.
 
     Attributes:
       num_classes: number of logits, C.
-      features: hidden widths; ``()`` gives softmax regression.
+      features: hidden widths; `()` gives softmax regression.
       activation: after each hidden layer but the last. With tanh throughout the loss is
         smooth, as the descent guarantees of the paper assume.
       last_activation: after the last hidden layer.
@@ -28,7 +28,7 @@ class MLP(nn.Module):
       param_dtype: dtype of the parameters.
 
     Raises:
-      ValueError: if ``num_classes`` or a width is too small.
+      ValueError: if `num_classes` or a width is too small.
 
     Example:
       >>> model = MLP(num_classes=2)
@@ -63,7 +63,7 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
-        """Maps ``[B, ...]`` to logits ``[B, C]``; ``train`` changes nothing here."""
+        """Maps `[B, ...]` to logits `[B, C]`; `train` changes nothing here."""
         x = x.reshape(x.shape[0], -1)
         for layer, width in enumerate(self.features, start=1):
             dense = nn.Dense(

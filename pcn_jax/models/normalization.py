@@ -1,6 +1,6 @@
 """Group and batch normalisation as plain functions, so that a block can take either.
 
-Both must be called inside a module's ``nn.compact`` method, which then owns the scale
+Both must be called inside a module's `nn.compact` method, which then owns the scale
 and the shift. GroupNorm normalises each example by itself. BatchNorm makes the examples
 of a batch, and so its classes, depend on one another: a class gradient is then that of
 one joint forward pass over the whole batch, never of a pass over the class alone.
@@ -24,13 +24,13 @@ def group_norm(
     """Normalises groups of channels of each example (Wu and He 2018, arXiv 1803.08494).
 
     Args:
-      x: activations ``[B, H, W, channels]``.
-      group_size: channels per group; must divide ``channels``.
-      dtype: dtype of the result; None for that of ``x`` and the parameters together.
-      param_dtype: dtype of the scale and the shift, each ``[channels]``.
+      x: activations `[B, H, W, channels]`.
+      group_size: channels per group; must divide `channels`.
+      dtype: dtype of the result; None for that of `x` and the parameters together.
+      param_dtype: dtype of the scale and the shift, each `[channels]`.
 
     Returns:
-      ``[B, H, W, channels]``. Moments are taken in float32 or wider.
+      `[B, H, W, channels]`. Moments are taken in float32 or wider.
 
     Raises:
       ValueError: if a group holds one number, whose normalised value is always zero.
@@ -61,17 +61,17 @@ def batch_norm(
     """Normalises channels over the batch (Ioffe and Szegedy 2015, arXiv 1502.03167).
 
     The running moments keep 0.9 of their value each step, which PyTorch spells
-    ``momentum=0.1``. Unlike PyTorch's, the running variance is the biased one.
+    `momentum=0.1`. Unlike PyTorch's, the running variance is the biased one.
 
     Args:
-      x: activations ``[B, H, W, channels]``.
+      x: activations `[B, H, W, channels]`.
       train: use the batch's moments and update the running ones, in the collection
-        ``batch_stats``, which must be mutable; otherwise use the running ones.
-      dtype: dtype of the result; None for that of ``x`` and the parameters together.
-      param_dtype: dtype of the scale and the shift, each ``[channels]``.
+        `batch_stats`, which must be mutable; otherwise use the running ones.
+      dtype: dtype of the result; None for that of `x` and the parameters together.
+      param_dtype: dtype of the scale and the shift, each `[channels]`.
 
     Returns:
-      ``[B, H, W, channels]``. Moments are taken in float32 or wider.
+      `[B, H, W, channels]`. Moments are taken in float32 or wider.
     """
     normalized: jax.Array = nn.BatchNorm(
         use_running_average=not train,

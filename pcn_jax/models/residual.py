@@ -8,12 +8,12 @@ from flax import linen as nn
 
 
 class BasicBlock(nn.Module):
-    """``relu(x + norm(conv(relu(norm(conv(x))))))`` with 3 x 3 convolutions.
+    """`relu(x + norm(conv(relu(norm(conv(x))))))` with 3 x 3 convolutions.
 
     Attributes:
       width: output channels.
       stride: of the first convolution.
-      conv: ``nn.Conv`` with all but features, kernel size, strides and padding given.
+      conv: `nn.Conv` with all but features, kernel size, strides and padding given.
       normalize: the normalisation, a function of activations.
       project: match a changed shape by a normalised 1 x 1 convolution (option B of He
         et al. 2016) instead of subsampling and zero channels (their option A).
@@ -27,7 +27,7 @@ class BasicBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps ``[B, H, W, channels]`` to ``[B, ceil(H/s), ceil(W/s), width]``."""
+        """Maps `[B, H, W, channels]` to `[B, ceil(H/s), ceil(W/s), width]`."""
         # Padding by 1 on both sides, as PyTorch does: "SAME" pads one side at stride 2.
         y = self.conv(self.width, (3, 3), self.stride, padding=1)(x)
         y = nn.relu(self.normalize(y))

@@ -28,7 +28,7 @@ class ResNet18(nn.Module):
     Attributes:
       num_classes: number of logits, C.
       group_size: channels per normalised group; a divisor of 64.
-      stem: ``"cifar"``, a 3 x 3 convolution at full resolution, or ``"imagenet"``, a
+      stem: `"cifar"`, a 3 x 3 convolution at full resolution, or `"imagenet"`, a
         7 x 7 convolution and a max-pooling, which quarter the resolution: about a
         fifteenth of the work, on 32 x 32 images.
       dtype: dtype of the computation; None for that of input and parameters together.
@@ -48,8 +48,8 @@ class ResNet18(nn.Module):
     Source:
       He et al. 2016, arXiv 1512.03385, table 1, with GroupNorm for BatchNorm as in the
       published code of Francazi, Baity-Jesi, Lucchi, arXiv 2207.00391, whose scripts
-      list group sizes 4 and 16. That code has the ``"imagenet"`` stem, pooling before
-      normalisation. Ours: the ``"cifar"`` default, customary for small images; blocks
+      list group sizes 4 and 16. That code has the `"imagenet"` stem, pooling before
+      normalisation. Ours: the `"cifar"` default, customary for small images; blocks
       as He et al. have them (the code applies a further ReLU before the addition);
       convolutions without bias; and the initialisers of the paper's CNN,
       Kaiming-normal convolutions and a Xavier-normal head (the code keeps PyTorch's).
@@ -69,7 +69,7 @@ class ResNet18(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
-        """Maps ``[B, H, W, channels]`` to logits ``[B, C]``; ``train`` is unused."""
+        """Maps `[B, H, W, channels]` to logits `[B, C]`; `train` is unused."""
         check_images(x, model="ResNet18")
         conv = functools.partial(
             nn.Conv,

@@ -26,9 +26,9 @@ class ResNet32(nn.Module):
 
     Attributes:
       num_classes: number of logits, C.
-      norm: ``"batch"``, as in the literature, or ``"group"``, for which an example's
+      norm: `"batch"`, as in the literature, or `"group"`, for which an example's
         logits do not depend on the rest of its batch.
-      group_size: channels per normalised group, with ``norm="group"``; divides 16.
+      group_size: channels per normalised group, with `norm="group"`; divides 16.
       dtype: dtype of the computation; None for that of input and parameters together.
       param_dtype: dtype of the parameters.
 
@@ -45,7 +45,7 @@ class ResNet32(nn.Module):
       >>> sorted(variables)
       ['batch_stats', 'params']
 
-      In training, ``model.apply(variables, x, train=True, mutable=["batch_stats"])``
+      In training, `model.apply(variables, x, train=True, mutable=["batch_stats"])`
       returns the logits and the new running moments.
 
     Source:
@@ -69,12 +69,12 @@ class ResNet32(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
-        """Maps ``[B, H, W, channels]`` to logits ``[B, C]``.
+        """Maps `[B, H, W, channels]` to logits `[B, C]`.
 
         Args:
           x: images.
           train: with BatchNorm, normalise by the batch's moments and update the running
-            ones; ``batch_stats`` must then be mutable.
+            ones; `batch_stats` must then be mutable.
         """
         check_images(x, model="ResNet32")
         conv = functools.partial(

@@ -14,7 +14,7 @@ _STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 51
 
 
 class VGG16(nn.Module):
-    """Thirteen ``conv3 - tanh - GroupNorm`` layers in five stages and one dense layer.
+    """Thirteen `conv3 - tanh - GroupNorm` layers in five stages and one dense layer.
 
     Dropout follows every layer but the last of each stage, where a pooling stands
     instead, and once more precedes the dense layer. The first four poolings take the
@@ -38,7 +38,7 @@ class VGG16(nn.Module):
       >>> sum(leaf.size for leaf in jax.tree.leaves(variables))
       14728266
 
-      In training the masks come from ``rngs={"dropout": key}`` in ``model.apply``.
+      In training the masks come from `rngs={"dropout": key}` in `model.apply`.
 
     Source:
       Simonyan and Zisserman 2015, arXiv 1409.1556, configuration D, as changed in the
@@ -49,7 +49,7 @@ class VGG16(nn.Module):
 
     Warning:
       Dropout draws a mask per example and step, so that no step descends the loss that
-      is measured: the per-step monotonicity of PCNGD is claimed for ``dropout_rate=0``.
+      is measured: the per-step monotonicity of PCNGD is claimed for `dropout_rate=0`.
     """
 
     num_classes: int
@@ -69,11 +69,11 @@ class VGG16(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
-        """Maps ``[B, H, W, channels]`` to logits ``[B, C]``.
+        """Maps `[B, H, W, channels]` to logits `[B, C]`.
 
         Args:
           x: images of at least 32 x 32 pixels.
-          train: apply dropout; needs the random key ``dropout`` unless its rate is 0.
+          train: apply dropout; needs the random key `dropout` unless its rate is 0.
         """
         check_images(x, model="VGG16", min_side=2 ** len(_STAGES))
         for stage, widths in enumerate(_STAGES, start=1):

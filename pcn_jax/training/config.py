@@ -112,8 +112,8 @@ class TrainConfig:
             _check(name, value, value >= 1, "1 or more")
         # The links refuse the rest, but only when an algorithm uses them.
         _check("max_norm", self.max_norm, self.max_norm >= 0, "0 or more")
-        in_range = 0 < self.min_alignment <= 1
-        _check("min_alignment", self.min_alignment, in_range, "in (0, 1]")
+        in_range = 1e-6 <= self.min_alignment <= 1
+        _check("min_alignment", self.min_alignment, in_range, "in [1e-6, 1]")
 
 
 def _check(name: str, value: object, ok: bool, allowed: str) -> None:

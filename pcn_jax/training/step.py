@@ -130,7 +130,7 @@ def make_steps(
         )
         return TrainState(
             step=jnp.zeros((), jnp.int32),
-            seed=jnp.asarray(seed).astype(jnp.uint32),
+            seed=jnp.asarray(seed, jnp.uint32),
             params=params,
             model_state=model_state,
             opt_state=transformation.init(params),

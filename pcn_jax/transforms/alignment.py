@@ -34,7 +34,7 @@ def scale_by_class_alignment(
     | absent, or a zero gradient  | irrelevant: the row is zero and stays zero     |
 
     Args:
-      min_alignment: Where the inverse ends, in (0, 1].
+      min_alignment: Where the inverse ends, in [1e-6, 1].
       published_code: Multiply by `Π_{k≠l} p_k` instead, as the code published with the
         paper does: in its direction `(Π_k p_k) / p_l` differs from `1/p_l` by a common
         factor, which shrinks with the number of classes and can be negative. Classes
@@ -46,7 +46,7 @@ def scale_by_class_alignment(
       `pcn_jax.accumulate`), fresh or a few steps old.
 
     Raises:
-      ValueError: If `min_alignment` is not in (0, 1]; in `update`, if `reference` is
+      ValueError: If `min_alignment` is not in [1e-6, 1]; in `update`, if `reference` is
         missing or shaped unlike the updates.
 
     Example:
@@ -61,8 +61,8 @@ def scale_by_class_alignment(
     References:
       Francazi et al., 2023, PCNSGD+R.
     """
-    if not 0 < min_alignment <= 1:
-        raise ValueError(f"min_alignment must be in (0, 1], got {min_alignment!r}.")
+    if not 1e-6 <= min_alignment <= 1:  # its square must not underflow
+        raise ValueError(f"min_alignment must be in [1e-6, 1], got {min_alignment!r}.")
 
     def scale(
         class_grads: optax.Updates,

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import optax
 
@@ -46,7 +47,7 @@ def clip_by_class_norm(max_norm: float) -> optax.GradientTransformationExtraArgs
       >>> updates.tolist()
       [[1.0], [0.5]]
     """
-    if isinstance(max_norm, int | float) and not max_norm >= 0:
+    if not isinstance(max_norm, jax.Array) and not max_norm >= 0:
         raise ValueError(f"max_norm must not be negative, got {max_norm!r}.")
 
     def scale(
@@ -56,7 +57,7 @@ def clip_by_class_norm(max_norm: float) -> optax.GradientTransformationExtraArgs
         units, norms = unit_class_grads(class_grads)
         counts = check_counts("clip_by_class_norm", class_counts, norms)
         mean_norms = norms * counts.sum() / jnp.where(counts == 0, 1, counts)
-        limit = jnp.maximum(mean_norms, max_norm)
+        limit = jnp.maximum(mean_norms, jnp.asarray(max_norm, mean_norms.dtype))
         return scale_rows(units, mean_norms / jnp.where(limit == 0, 1, limit))
 
     return per_class("clip_by_class_norm", scale)

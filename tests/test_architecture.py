@@ -1,0 +1,83 @@
+"""The floors of the library: what imports what, and what every public name explains."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import pcn_jax
+
+ROOT = Path(pcn_jax.__file__).parent
+
+
+def imports(path: Path) -> set[str]:
+    """Dotted names of all that a file imports, also inside of its functions."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.name} has a relative import"
+            names.update(f"{node.module}.{alias.name}" for alias in node.names)
+    return names
+
+
+def parts_used_by(part: str) -> set[str]:
+    """The modules and packages of the library that one of them imports."""
+    files = [ROOT / f"{part}.py", *(ROOT / part).rglob("*.py")]
+    names = set().union(*(imports(path) for path in files if path.exists()))
+    return {name.split(".")[1] for name in names if name.startswith("pcn_jax.")}
+
+
+UPPER = {"dynamics", "data", "models", "samplers", "training", "transforms"}
+
+
+@pytest.mark.parametrize(
+    "part", ["accumulation", "class_gradients", "geometry", "loops", "precision"]
+)
+def test_class_gradients_stand_on_the_ground(part: str) -> None:
+    assert (ROOT / f"{part}.py").exists()
+    assert not parts_used_by(part) & UPPER
+
+
+@pytest.mark.parametrize("part", ["samplers", "initial_drop"])
+def test_samplers_and_drops_stand_by_themselves(part: str) -> None:
+    assert (ROOT / f"{part}.py").exists()
+    assert not parts_used_by(part)
+
+
+@pytest.mark.parametrize("part", ["transforms", "dynamics"])
+def test_the_first_floor_knows_class_gradients_only(part: str) -> None:
+    assert parts_used_by(part) & UPPER <= {part}
+
+
+def test_nothing_in_the_library_imports_experiments() -> None:
+    files = list(ROOT.rglob("*.py"))
+    assert len(files) > 10
+    for path in files:
+        assert "experiments" not in {name.split(".")[0] for name in imports(path)}, path
+
+
+def test_importing_the_library_imports_none_of_the_extras() -> None:
+    extras = {"flax", "sklearn", "tensorflow_datasets", "matplotlib", "tensorboardX"}
+    command = (
+        "import pcn_jax, sys; print(*{name.split('.')[0] for name in sys.modules})"
+    )
+    loaded = subprocess.run(
+        [sys.executable, "-c", command], capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert {"jax", "optax", "pcn_jax"} <= set(loaded)
+    assert not extras & set(loaded)
+
+
+@pytest.mark.parametrize("name", pcn_jax.__all__)
+def test_every_public_name_is_explained_by_an_example(name: str) -> None:
+    documentation = getattr(pcn_jax, name).__doc__ or ""
+    assert "Example:" in documentation
+    assert ">>> " in documentation
+
+
+def test_public_names_are_sorted() -> None:
+    assert list(pcn_jax.__all__) == sorted(pcn_jax.__all__)

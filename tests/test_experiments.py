@@ -1,0 +1,210 @@
+"""The command line, from its words to its table and figures."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from experiments import experiment as experiment_module
+from experiments import train, tune
+from experiments.experiment import SETUPS, parse
+from experiments.summary import minority, summarise, summarise_run, table
+from pcn_jax.data import SETUPS as DATA_SETUPS
+from pcn_jax.training import ALGORITHMS, Record, read_run
+
+QUICK = ["digits-lt", "--train.steps", "3", "--seeds", "0", "1"]
+
+
+def words(out: Path, *more: str) -> list[str]:
+    return [*QUICK, "--out", str(out), "--algorithms", "sgd", "pcnsgd+clip", *more]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs")
+    train.main(words(out, "--tensorboard"))
+    return out
+
+
+def test_a_command_writes_runs_a_table_and_figures(finished: Path) -> None:
+    folder = finished / "digits-lt"
+    for name in ("loss.png", "recall.png", "overview.png"):
+        assert (folder / name).read_bytes().startswith(b"\x89PNG")
+    lines = (folder / "table.md").read_text().splitlines()
+    assert [line.split("|")[1].strip() for line in lines[2:4]] == ["SGD", "PCNSGD+clip"]
+    assert [r["step"] for r in read_run(folder / "sgd" / "seed-1")] == [0, 1, 2, 3]
+    assert list((folder / "sgd" / "seed-0" / "tensorboard").iterdir())
+
+
+def test_a_run_tells_what_it_was(finished: Path) -> None:
+    run = json.loads((finished / "digits-lt/sgd/seed-0/run.json").read_text())
+    described = run["description"]
+    assert described["class_counts"] == [120, 72, 43, 26, 16, 9, 6, 3, 2, 2]
+    assert described["seed"] == 0
+    assert described["train"]["steps"] == 3
+    assert described["train"]["optimizer"]["name"] == "sgd"
+    assert described["data"]["profile"] == "counts"
+
+
+def test_finished_runs_are_not_run_again(finished: Path) -> None:
+    metrics = finished / "digits-lt/sgd/seed-0/metrics.jsonl"
+    before = metrics.stat().st_mtime_ns
+    train.main(words(finished))
+    assert metrics.stat().st_mtime_ns == before
+
+
+def test_runs_made_otherwise_are_refused_before_anything_is_run(finished: Path) -> None:
+    metrics = finished / "digits-lt/sgd/seed-0/metrics.jsonl"
+    before = metrics.read_text()
+    with pytest.raises(SystemExit, match=r"differs in train.*--overwrite"):
+        train.main(words(finished, "--train.batch-size", "90"))
+    assert metrics.read_text() == before
+
+
+def test_the_same_command_gives_the_same_bits(finished: Path, tmp_path: Path) -> None:
+    train.main(words(tmp_path))
+    for run in ("sgd/seed-0", "pcnsgd+clip/seed-1"):
+        first, second = (
+            (out / "digits-lt" / run / "metrics.jsonl").read_text()
+            for out in (finished, tmp_path)
+        )
+        assert first == second
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--algorithms", "sgdd"], "invalid choice 'sgdd'"),
+        (["--model.name", "transformer"], "'mlp', 'cnn', 'vgg16'"),
+        (["--train.steps", "many"], "INT"),
+        (["--seeds", "1", "1"], "seeds must be one or more, each once"),
+        (["--seeds", "-1"], "seeds must be 0 or more"),
+        (["--target-recall", "2"], "target_recall must be in"),
+        (["--train.optimizer.momentum", "1.5"], "momentum must be in"),
+        (["--data.ratio", "0.5"], "does not belong to profile 'counts'"),
+    ],
+)
+def test_wrong_words_are_refused_with_what_is_allowed(
+    more: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        train.main([*QUICK, *more])
+    printed = capsys.readouterr()
+    said = " ".join(f"{printed.out}{printed.err}{stop.value.code}".split("│"))
+    assert message in " ".join(said.split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([*QUICK, "--train.batch-size", "20"], r"too small: class 9 .*works is 72"),
+        (
+            ["automobile-truck", "--learning-rate", "1"],
+            "python -m pcn_jax.data cifar10",
+        ),
+        (["horse-deer", "--data.data-dir", "nowhere"], "not prepared"),
+        (["custom", "--data.name", "no.npz", "--learning-rate", "1"], "no.npz"),
+        (["custom", "--algorithms", "sgd"], "No learning rate is known for sgd"),
+    ],
+)
+def test_what_cannot_be_run_ends_in_one_sentence(
+    arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    with pytest.raises(SystemExit, match=message):
+        train.main([*arguments, "--out", str(tmp_path)])
+    assert not list(tmp_path.rglob("metrics*"))
+
+
+def test_help_is_there_for_every_set_up(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in (["--help"], ["digits-lt", "--help"]):
+        with pytest.raises(SystemExit) as stop:
+            train.main(arguments)
+        assert stop.value.code == 0
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in SETUPS)
+    assert "--train.optimizer.momentum" in printed
+
+
+def test_every_set_up_of_the_data_has_a_command() -> None:
+    assert set(DATA_SETUPS) < set(SETUPS)
+
+
+def test_labels_are_merged_on_the_command_line() -> None:
+    arguments = ["automobile-truck", "--data.groups", "1,3", "9"]
+    assert parse("x", arguments, SETUPS, "").data.groups == ((1, 3), (9,))
+
+
+def test_the_demo_has_a_learning_rate_for_every_algorithm() -> None:
+    demo = SETUPS["digits-lt"]
+    assert all(demo.learning_rate_of(name) in tune.GRID for name in ALGORITHMS)
+
+
+def test_the_search_keeps_what_it_finds_and_takes_the_best(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        experiment_module, "learning_rates_path", lambda name: tmp_path / f"{name}.json"
+    )
+    monkeypatch.setattr(
+        tune, "learning_rates_path", experiment_module.learning_rates_path
+    )
+    monkeypatch.setattr(tune, "GRID", (1e-9, 0.3))
+    arguments = ["digits-lt", "--algorithms", "sgd", "--train.steps", "20"]
+    tune.main([*arguments, "--seeds", "100"])
+    found = json.loads((tmp_path / "digits-lt.json").read_text())
+    assert found["best"] == {"sgd": 0.3}
+    assert set(found["scores"]["sgd"]) == {"1e-09", "0.3"}
+    assert SETUPS["digits-lt"].learning_rate_of("sgd") == 0.3
+    monkeypatch.setattr(tune, "make_train", None)  # nothing is left to be searched
+    tune.main([*arguments, "--seeds", "100"])
+
+
+def records(losses: Any, recalls: Any) -> list[Record]:
+    return [
+        {"step": step, "train": {"loss": loss}, "test": {"recall": recall}}
+        for step, loss, recall in zip((0, 1, 10, 100), losses, recalls, strict=True)
+    ]
+
+
+def test_a_run_in_numbers() -> None:
+    run = records(
+        losses=[[0.7, 0.7], [0.4, 1.9], [0.1, 0.9], [0.0, 0.1]],
+        recalls=[[0.5, 0.4], [1.0, 0.0], [1.0, 0.3], [0.9, 0.7]],
+    )
+    numbers = summarise_run(run, np.array([70, 10]), target_recall=0.5)
+    assert numbers.macro_recall == pytest.approx(0.8)
+    assert numbers.minority_recall == 0.7
+    assert numbers.drop == pytest.approx(1.2)
+    assert numbers.drop_steps == 100
+    assert numbers.steps_to_target == 100
+    assert numbers.late_loss == 0.1
+
+
+def test_a_run_that_broke_is_said_to_have_broken() -> None:
+    run = records(losses=[[0.7, 0.7]] + [[math.nan] * 2] * 3, recalls=[[0.5, 0.5]] * 4)
+    numbers = summarise_run(run, np.array([70, 10]), target_recall=0.9)
+    assert numbers.late_loss == math.inf
+    assert numbers.steps_to_target == math.inf
+    assert math.isnan(numbers.drop)
+    printed = table(
+        summarise({"sgd": [run]}, np.array([70, 10]), {"sgd": 0.1}, 0.9), 0.9
+    )
+    assert "never [never, never]" in printed
+
+
+def test_the_interval_is_that_of_the_t_distribution() -> None:
+    runs = [
+        records(losses=[[0.7, 0.7]] * 4, recalls=[[r, r]] * 4) for r in (0.4, 0.5, 0.6)
+    ]
+    printed = table(summarise({"gd": runs}, np.array([7, 1]), {"gd": 1}, 0.5), 0.5)
+    # 4.303 standard errors of 0.1 / sqrt(3) at two degrees of freedom
+    assert "0.50 ± 0.25" in printed
+
+
+def test_the_minority_is_the_rarest_third_wherever_it_stands() -> None:
+    assert minority(np.array([10, 700])).tolist() == [0]
+    assert minority(np.array([5, 50, 4, 40, 3, 30])).tolist() == [2, 4]

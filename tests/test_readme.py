@@ -1,0 +1,43 @@
+"""What the README shows runs as it stands."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+
+
+def run(block: str) -> dict[str, Any]:
+    names: dict[str, Any] = {}
+    exec(compile(block, "README.md", "exec"), names)
+    return names
+
+
+def test_the_training_script_learns_every_class() -> None:
+    with jax.numpy_rank_promotion("allow"):
+        script = run(BLOCKS[0])
+        labels = jnp.repeat(
+            jnp.arange(10), jnp.arange(10, 0, -1), total_repeat_length=55
+        )
+        inputs = jax.nn.one_hot(labels, 10)
+        params = {"w": jnp.zeros((10, 10)), "b": jnp.zeros(10)}
+        opt_state = script["optimizer"].init(params)
+        for _ in range(30):
+            params, opt_state, value = script["step"](params, opt_state, inputs, labels)
+    assert value.counts.tolist() == list(range(10, 0, -1))
+    assert jnp.all(value.losses < 0.5 * jnp.log(10))
+
+
+def test_the_training_script_in_python_records() -> None:
+    assert [record["step"] for record in run(BLOCKS[1])["records"]][-1] == 20
+
+
+@pytest.mark.parametrize("target", re.findall(r"\]\(((?!http)[^)#]+)\)", README))
+def test_links_lead_somewhere(target: str) -> None:
+    assert (ROOT / target).exists()

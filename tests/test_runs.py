@@ -1,0 +1,74 @@
+"""Runs on disk: written as they go, never taken for finished before they are."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from pcn_jax.data import DataConfig
+from pcn_jax.training import finished_description, read_run, write_run
+
+RECORDS = [
+    {"step": 0, "test": {"loss": [0.5, 2.0], "macro_recall": 0.5}},
+    {"step": 1, "test": {"loss": [math.inf, math.nan], "macro_recall": 0.0}},
+]
+
+
+def test_a_run_is_read_as_it_was_written(tmp_path: Path) -> None:
+    with write_run(tmp_path / "a" / "run", {"seed": 0}) as write:
+        for record in RECORDS:
+            write(record)
+    first, second = read_run(tmp_path / "a" / "run")
+    assert first == RECORDS[0]
+    assert all(math.isnan(loss) for loss in second["test"]["loss"])
+
+
+def test_lines_are_strict_json_and_there_before_the_end(tmp_path: Path) -> None:
+    with write_run(tmp_path, {}) as write:
+        write(RECORDS[1])
+        (unfinished,) = tmp_path.glob("metrics*")
+        line = unfinished.read_text()
+    assert json.loads(line, parse_constant=pytest.fail)["test"]["loss"] == [None, None]
+
+
+def test_a_broken_off_run_is_not_finished(tmp_path: Path) -> None:
+    def break_off() -> None:
+        with write_run(tmp_path, {"seed": 0}) as write:
+            write(RECORDS[0])
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        break_off()
+    assert finished_description(tmp_path) is None
+    with pytest.raises(FileNotFoundError, match="no finished run"):
+        read_run(tmp_path)
+
+
+def test_the_description_and_versions_are_written_first(tmp_path: Path) -> None:
+    description = {"data": DataConfig(), "out": Path("x"), "rate": 0.1}
+    with write_run(tmp_path, description):
+        run = json.loads((tmp_path / "run.json").read_text())
+    assert run["description"]["data"]["name"] == "digits"
+    assert run["description"]["out"] == "x"
+    assert {"python", "jax", "optax", "flax", "pcn_jax", "device"} <= set(run["ran_on"])
+    assert finished_description(tmp_path) == run["description"]
+
+
+def test_writing_again_replaces_a_finished_run(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        with write_run(tmp_path, {"seed": seed}, tensorboard=True) as write:
+            write(RECORDS[0])
+    assert finished_description(tmp_path) == {"seed": 1}
+    assert len(read_run(tmp_path)) == 1
+    assert len(list((tmp_path / "tensorboard").iterdir())) == 1
+
+
+def test_tensorboard_events_hold_every_number(tmp_path: Path) -> None:
+    with write_run(tmp_path, {}, tensorboard=True) as write:
+        write(RECORDS[0])
+    (events,) = (tmp_path / "tensorboard").iterdir()
+    written = events.read_bytes()
+    for tag in (b"test/loss/0", b"test/loss/1", b"test/macro_recall"):
+        assert tag in written
+    assert b"step" not in written
