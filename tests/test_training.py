@@ -528,6 +528,14 @@ class TestOptimizers:
         assert difference(state.params, trainer("pcnsgd")(0).params) > 1e-3
         assert int(state.step) == 6
 
+    @lenient
+    def test_schedule_ends_with_the_run(self) -> None:
+        """The step after the last one would have a learning rate of zero."""
+        _, records = run("sgd", optimizer=OPTIMIZERS["cosine"])
+        changes = [np.abs(record["predicted_loss_changes"]) for record in records]
+        np.testing.assert_allclose(changes[-1], 0.0, atol=1e-7)
+        assert min(np.max(change) for change in changes[:-1]) > 1e-4
+
     @pytest.mark.parametrize(
         ("name", "gradients", "expected"),
         [

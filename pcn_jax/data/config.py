@@ -32,8 +32,8 @@ class DataConfig:
     many examples. A profile whose count for a class falls below one gives it one.
 
     Raises:
-        ValueError: at construction, for a value that is not allowed, a field the
-            profile needs and lacks, or one that it would ignore.
+      ValueError: at construction, for a value that is not allowed, a field the
+        profile needs and lacks, or one that it would ignore.
 
     >>> DataConfig(profile="geometric", ratio=0.6, n_max=100).ratio
     0.6

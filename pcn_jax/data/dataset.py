@@ -18,8 +18,8 @@ class Split(NamedTuple):
     """Labelled examples.
 
     Attributes:
-        inputs: `[n, ...]`, uint8 where the data set stores bytes, else float32.
-        labels: `[n]`, int32.
+      inputs: `[n, ...]`, uint8 where the data set stores bytes, else float32.
+      labels: `[n]`, int32.
     """
 
     inputs: NDArray[Any]
@@ -30,11 +30,11 @@ class Source(NamedTuple):
     """All that a data set offers, before classes are merged and made imbalanced.
 
     Attributes:
-        train: every example outside the official test split, with original labels.
-        test: the official test split, or None where there is none.
-        label_names: one name for each original label.
-        held_out: how many examples of each label to hold out for validation and test
-            where `test` is None; None stands for a fifth of the smallest label.
+      train: every example outside the official test split, with original labels.
+      test: the official test split, or None where there is none.
+      label_names: one name for each original label.
+      held_out: how many examples of each label to hold out for validation and test
+        where `test` is None; None stands for a fifth of the smallest label.
     """
 
     train: Split
@@ -51,15 +51,15 @@ class Dataset:
     number of examples of every original label, however imbalanced training is.
 
     Attributes:
-        name: the name it was loaded under.
-        train: training examples, in a seeded order.
-        validation: for choices such as the learning rate.
-        test: for the numbers that are reported.
-        class_names: one name for each class.
-        mean: float32, of the training inputs over all axes but the last, in their own
-            units (bytes 0 to 255 for images).
-        std: float32, the standard deviation beside it; 1 where it would be 0, so that
-            `(inputs - mean) / std` is always finite.
+      name: the name it was loaded under.
+      train: training examples, in a seeded order.
+      validation: for choices such as the learning rate.
+      test: for the numbers that are reported.
+      class_names: one name for each class.
+      mean: float32, of the training inputs over all axes but the last, in their own
+        units (bytes 0 to 255 for images).
+      std: float32, the standard deviation beside it; 1 where it would be 0, so that
+        `(inputs - mean) / std` is always finite.
 
     >>> two = Split(np.array([[1.0], [3.0], [5.0]], np.float32), np.array([0, 1, 0]))
     >>> data = Dataset("two", two, two, two, ("a", "b"), *input_statistics(two.inputs))
@@ -93,11 +93,11 @@ def input_statistics(
     """Mean and standard deviation over all axes but the last.
 
     Args:
-        inputs: `[n, ..., c]`, any real dtype; sums are taken in float64.
+      inputs: `[n, ..., c]`, any real dtype; sums are taken in float64.
 
     Returns:
-        Two float32 arrays `[c]`, in the units of the inputs. A standard deviation of
-        zero is given as 1.
+      Two float32 arrays `[c]`, in the units of the inputs. A standard deviation of
+      zero is given as 1.
 
     >>> images = np.array([[[0, 7]], [[4, 7]]], dtype=np.uint8)
     >>> input_statistics(images)

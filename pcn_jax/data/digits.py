@@ -13,7 +13,7 @@ def read_digits() -> Source:
     (a digit has 174 to 183) are to be held out.
 
     Returns:
-        inputs float32 `[1797, 8, 8, 1]`, from 0 (paper) to 16 (ink).
+      inputs float32 `[1797, 8, 8, 1]`, from 0 (paper) to 16 (ink).
 
     >>> read_digits().train.inputs.shape
     (1797, 8, 8, 1)

@@ -22,7 +22,7 @@ def geometric_counts(num_classes: int, n_max: int, *, ratio: float) -> Counts:
     of the batch's class sizes as well, which is not done here).
 
     Returns:
-        int64 `[C]`.
+      int64 `[C]`.
 
     >>> geometric_counts(4, 5000, ratio=0.6)
     array([5000, 3000, 1800, 1080])
@@ -40,7 +40,7 @@ def exponential_counts(
     al., *Learning Imbalanced Datasets with LDAM*, NeurIPS 2019. Needs two classes.
 
     Returns:
-        int64 `[C]`.
+      int64 `[C]`.
 
     >>> exponential_counts(10, 5000, imbalance_factor=100)
     array([5000, 2997, 1796, 1077,  645,  387,  232,  139,   83,   50])
@@ -55,7 +55,7 @@ def step_counts(num_classes: int, n_max: int, *, imbalance_factor: float) -> Cou
     The step profile of Buda et al. 2018 and Cao et al., NeurIPS 2019; at least 1.
 
     Returns:
-        int64 `[C]`.
+      int64 `[C]`.
 
     >>> step_counts(4, 5000, imbalance_factor=100)
     array([5000, 5000,   50,   50])
@@ -74,16 +74,16 @@ def label_counts(
     """How many training examples each original label gives.
 
     Args:
-        config: the profile; its counts are per original label.
-        available: `[L]`, examples there are of each label.
-        groups: the labels of each class, in class order.
-        label_names: `[L]`, for the error.
+      config: the profile; its counts are per original label.
+      available: `[L]`, examples there are of each label.
+      groups: the labels of each class, in class order.
+      label_names: `[L]`, for the error.
 
     Returns:
-        int64 `[L]`, zero for a label that belongs to no class.
+      int64 `[L]`, zero for a label that belongs to no class.
 
     Raises:
-        ValueError: if a label has fewer examples than it is asked for, or none.
+      ValueError: if a label has fewer examples than it is asked for, or none.
     """
     labels = np.concatenate([np.asarray(group) for group in groups])
     class_of = np.repeat(np.arange(len(groups)), [len(group) for group in groups])
@@ -119,13 +119,13 @@ def choose(
     `skip` examples do not overlap.
 
     Args:
-        labels: `[n]`, original labels.
-        counts: `[L]`, how many to take of each; not more than there are after `skip`.
-        seed: 0 or more.
-        skip: leave out this many examples of each label first.
+      labels: `[n]`, original labels.
+      counts: `[L]`, how many to take of each; not more than there are after `skip`.
+      seed: 0 or more.
+      skip: leave out this many examples of each label first.
 
     Returns:
-        int64 indices into `labels`, label after label.
+      int64 indices into `labels`, label after label.
 
     >>> chosen = choose(np.array([0, 1, 0, 1, 0]), np.array([2, 1]), seed=0)
     >>> np.array([0, 1, 0, 1, 0])[chosen]

@@ -23,15 +23,15 @@ def load(config: DataConfig) -> Dataset:
     rest. All choices depend on `config.seed` only.
 
     Args:
-        config: which data set, which classes, how imbalanced.
+      config: which data set, which classes, how imbalanced.
 
     Returns:
-        The data set, in host memory.
+      The data set, in host memory.
 
     Raises:
-        FileNotFoundError: if the data is not there; it says how to get it.
-        ModuleNotFoundError: if the `data` extra is not installed.
-        ValueError: if the data cannot be used as the configuration asks.
+      FileNotFoundError: if the data is not there; it says how to get it.
+      ModuleNotFoundError: if the `data` extra is not installed.
+      ValueError: if the data cannot be used as the configuration asks.
 
     >>> data = load(DataConfig("digits", profile="geometric", ratio=0.5, n_max=64))
     >>> data.class_counts

@@ -20,14 +20,14 @@ def read_npz(path: Path) -> Source:
     integers from 0. `x_test` and `y_test` may be missing, both together.
 
     Args:
-        path: the file, as `np.savez` or `np.savez_compressed` write it.
+      path: the file, as `np.savez` or `np.savez_compressed` write it.
 
     Returns:
-        labels named "0", "1", ... up to the largest in `y_train`.
+      labels named "0", "1", ... up to the largest in `y_train`.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: for keys, shapes, dtypes or values that cannot be used.
+      FileNotFoundError: if there is no such file.
+      ValueError: for keys, shapes, dtypes or values that cannot be used.
     """
     arrays = _read_arrays(path)
     train = _split(arrays, "train", path)

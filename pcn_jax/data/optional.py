@@ -8,7 +8,7 @@ def import_data_extra(module: str) -> Any:
     """The module of this name, of those the `data` extra installs.
 
     Raises:
-        ModuleNotFoundError: if it is not installed, with the command that installs it.
+      ModuleNotFoundError: if it is not installed, with the command that installs it.
 
     >>> import_data_extra("no_such_module")
     Traceback (most recent call last):

@@ -29,15 +29,15 @@ def prepare(name: str, data_dir: Path) -> Path:
     """Downloads and prepares a data set as array_record files, unless it is there.
 
     Args:
-        name: a TFDS name, such as "cifar10".
-        data_dir: the folder to prepare it in, made if need be.
+      name: a TFDS name, such as "cifar10".
+      data_dir: the folder to prepare it in, made if need be.
 
     Returns:
-        The folder of the prepared version, `<data_dir>/<name>/<version>`.
+      The folder of the prepared version, `<data_dir>/<name>/<version>`.
 
     Raises:
-        ValueError: if TFDS has no data set of this name.
-        ConnectionError: if it cannot be downloaded.
+      ValueError: if TFDS has no data set of this name.
+      ConnectionError: if it cannot be downloaded.
     """
     for hidden in ("importlib_resources", "PIL.Image"):  # TFDS does not declare them
         import_data_extra(hidden)
@@ -71,10 +71,10 @@ def check_reachable(urls: Any) -> None:
     """Asks the first server once, because TFDS would retry for minutes when offline.
 
     Args:
-        urls: what the data set downloads; may be empty.
+      urls: what the data set downloads; may be empty.
 
     Raises:
-        ConnectionError: if no connection can be made.
+      ConnectionError: if no connection can be made.
     """
     for url in list(urls)[:1]:
         request = urllib.request.Request(url, method="HEAD")

@@ -33,16 +33,16 @@ def read_tfds(name: str, data_dir: Path | None, label_feature: str) -> Source:
     """Reads the splits `train` and, if there is one, `test`.
 
     Args:
-        name: such as "cifar10", or "emnist/letters" where there are configurations.
-        data_dir: the folder that holds `<name>/<version>`; the newest is read.
-        label_feature: a feature of class labels.
+      name: such as "cifar10", or "emnist/letters" where there are configurations.
+      data_dir: the folder that holds `<name>/<version>`; the newest is read.
+      label_feature: a feature of class labels.
 
     Returns:
-        inputs `[n, height, width, channels]`, uint8 as a rule, and the label names.
+      inputs `[n, height, width, channels]`, uint8 as a rule, and the label names.
 
     Raises:
-        FileNotFoundError: if it is not prepared, with the command that prepares it.
-        ValueError: if its images or labels are not of a kind that can be used.
+      FileNotFoundError: if it is not prepared, with the command that prepares it.
+      ValueError: if its images or labels are not of a kind that can be used.
     """
     folder = find_prepared(name, Path(data_dir or default_data_dir()).expanduser())
     info = json.loads((folder / "dataset_info.json").read_text())
@@ -73,7 +73,7 @@ def find_prepared(name: str, data_dir: Path) -> Path:
     """The folder of the newest prepared version.
 
     Raises:
-        FileNotFoundError: if there is none, with the command that prepares it.
+      FileNotFoundError: if there is none, with the command that prepares it.
     """
     versions = [
         (tuple(int(part) for part in folder.name.split(".")), folder)
