@@ -8,7 +8,6 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from pcn_jax.geometry import scale_rows
 from pcn_jax.precision import at_least_float32
 
 
@@ -81,12 +80,12 @@ def predicted_loss_changes(
     References:
       Francazi et al., 2023, section 3.
     """
-    if class_counts is not None:
-        counts = at_least_float32(jnp.asarray(class_counts))
-        weights = counts.sum() / jnp.where(counts == 0, 1, counts)
-        class_grads = scale_rows(class_grads, weights)
     products = jax.tree.map(_row_products, class_grads, updates)
-    return jax.tree.reduce(jnp.add, products)
+    changes = jax.tree.reduce(jnp.add, products)
+    if class_counts is None:
+        return changes
+    counts = jnp.asarray(class_counts).astype(changes.dtype)
+    return changes * counts.sum() / jnp.where(counts == 0, 1, counts)
 
 
 def _row_products(class_grad: jax.Array, update: jax.Array) -> jax.Array:

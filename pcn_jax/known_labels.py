@@ -39,7 +39,8 @@ def known_labels_value_and_grad(
     micro-batch of one class follows the other, with the memory of a plain gradient.
 
     Args:
-      loss_fn: As in `per_class_value_and_grad`; examples must not interact in it.
+      loss_fn: As in `per_class_value_and_grad`; examples must not interact in it. It is
+        called once a group with the same `*args`: a dropout key, too, is that of all.
       labels: Class of each example, integers `[B]` below `C`, on the host.
       num_classes: `C`.
       has_aux: Whether `loss_fn` returns `(losses, aux)`; `aux` is dropped.

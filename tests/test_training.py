@@ -641,7 +641,7 @@ class TestSamplers:
             trainer(algorithm, batch_size=13)
 
     def test_unknown_one(self) -> None:
-        with pytest.raises(ValueError, match=r"'balanced'.*oversampled"):
+        with pytest.raises(ValueError, match=r"oversampled.*got 'balanced'"):
             trainer("sgd", sampler="balanced")
 
 
@@ -904,8 +904,8 @@ class TestRefusals:
             ({"reference_every": 0}, "reference_every must be 1 or more, got 0"),
             ({"measurements_per_decade": 0}, "measurements_per_decade must be 1 or"),
             ({"max_norm": -1.0}, "max_norm must be 0 or more, got -1.0"),
-            ({"min_alignment": 0.0}, r"min_alignment must be in \(0, 1\], got 0.0"),
-            ({"min_alignment": 1.5}, r"min_alignment must be in \(0, 1\], got 1.5"),
+            ({"min_alignment": 0.0}, r"min_alignment must be in .* 1\], got 0.0"),
+            ({"min_alignment": 1.5}, r"min_alignment must be in .* 1\], got 1.5"),
         ],
     )
     def test_run(self, options: dict[str, Any], message: str) -> None:

@@ -1,7 +1,7 @@
 """How runs train, as plain data: what algorithms that are compared have in common."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal, get_args
 
 import optax
 
@@ -29,12 +29,16 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         """Refuses values that no optimizer can take."""
+        for name in ("name", "schedule"):
+            _check_choice(name, getattr(self, name), type(self).__annotations__[name])
         _check("momentum", self.momentum, 0 <= self.momentum < 1, "in [0, 1)")
         _check("weight_decay", self.weight_decay, self.weight_decay >= 0, "0 or more")
         if self.name != "sgd" and (self.momentum or self.nesterov):
             raise ValueError(
                 f"momentum and nesterov belong to sgd, not to {self.name}: remove them."
             )
+        if self.nesterov and not self.momentum:
+            raise ValueError("nesterov needs a momentum: give one, such as 0.9.")
 
     def build(
         self, learning_rate: float, total_steps: int
@@ -106,6 +110,8 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Refuses values that no run can take."""
+        if self.sampler is not None:
+            _check_choice("sampler", self.sampler, SamplerName)
         _check("steps", self.steps, self.steps >= 0, "0 or more")
         for name in ("batch_size", "reference_every", "measurements_per_decade"):
             value = getattr(self, name)
@@ -114,6 +120,11 @@ class TrainConfig:
         _check("max_norm", self.max_norm, self.max_norm >= 0, "0 or more")
         in_range = 1e-6 <= self.min_alignment <= 1
         _check("min_alignment", self.min_alignment, in_range, "in [1e-6, 1]")
+
+
+def _check_choice(name: str, value: object, allowed: Any) -> None:
+    choices = get_args(allowed)
+    _check(name, value, value in choices, f"one of {', '.join(choices)}")
 
 
 def _check(name: str, value: object, ok: bool, allowed: str) -> None:

@@ -65,7 +65,7 @@ def make_train(
     )
     optimizer = config.optimizer.build(learning_rate, config.steps)
     steps = make_steps(problem, chosen, config, optimizer, sampler)
-    measure = make_measure(problem, steps)
+    measure = make_measure(problem, steps, config.reference_every)
     make_advance = _scan if problem.loop == "scan" else _python_loop
     advance = make_advance(problem, steps, config.reference_every)
     stops = measured_steps(config.steps, per_decade=config.measurements_per_decade)

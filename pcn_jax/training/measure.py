@@ -37,12 +37,15 @@ def measured_steps(total_steps: int, *, per_decade: int) -> list[int]:
     return sorted({0, *within, total_steps})
 
 
-def make_measure(problem: Problem, steps: Steps) -> Callable[[TrainState], Record]:
+def make_measure(
+    problem: Problem, steps: Steps, reference_every: int = 1
+) -> Callable[[TrainState], Record]:
     """Builds the function that measures a state; it changes nothing.
 
     Args:
       problem: The model, its loss and the data.
       steps: The step of the algorithm.
+      reference_every: Steps after which the loop refreshes the state's reference.
 
     Returns:
       A function from a state to a record with `step`; for each of `train`, `validation`
@@ -79,7 +82,7 @@ def make_measure(problem: Problem, steps: Steps) -> Callable[[TrainState], Recor
         all_data = problem.train_class_gradients(
             state.params, train.inputs, state.model_state, None
         )
-        if steps.refreshes_reference:
+        if steps.refreshes_reference and int(state.step) % reference_every == 0:
             state = state._replace(reference=all_data[1])
         step = gradients(state, train)
         rows_are_classes = steps.class_gradients is steps.gradients

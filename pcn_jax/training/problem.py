@@ -145,7 +145,8 @@ class Problem:
         ) -> tuple[jax.Array, jax.Array]:
             logits, _ = self._apply(params, model_state, split.inputs, mutable=[])
             losses = _cross_entropy(logits, split.labels)
-            return losses, jnp.argmax(logits, axis=-1) == split.labels
+            predictions = jnp.argmax(logits, axis=-1).astype(split.labels.dtype)
+            return losses, predictions == split.labels
 
         @jax.jit
         def of_classes(

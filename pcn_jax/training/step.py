@@ -199,9 +199,9 @@ def _joint_value_and_grad(loss_fn: LossFn, num_classes: int) -> ClassValueAndGra
             return jnp.where(real, losses, 0).sum() / total, (losses, aux)
 
         grad, (losses, aux) = jax.grad(mean_loss, has_aux=True)(params)
-        counts = (jnp.arange(num_classes)[:, None] == labels[None, :]).sum(
-            axis=1, dtype=jnp.int32
-        )
+        counts = (
+            jnp.arange(num_classes, dtype=labels.dtype)[:, None] == labels[None, :]
+        ).sum(axis=1, dtype=jnp.int32)
         means = class_means(losses, labels, num_classes)
         value = ClassValue(jnp.where(counts == 0, 0, means), counts, aux)
         return value, jax.tree.map(lambda g: g[None], grad)
