@@ -1,6 +1,7 @@
 """From measurements to numbers: one line an algorithm, each number with its spread."""
 
 import statistics
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -142,15 +143,18 @@ def table(summary: Mapping[AlgorithmName, Summary], target_recall: float) -> str
         for algorithm, line in summary.items()
     ]
     number = len(next(iter(summary.values())).runs)
-    text = f"""
-Over {number} seeds. Recalls are of the balanced test split at the last step, the
-minority is the rarest third of the classes, the drop is the rise of its training loss
-before it is learned, "steps to {target_recall:g}" counts up to that minority recall,
-and late loss is the largest training loss of any class in the second half of the run.
-Mean ± half of the 95 % confidence interval (t), or median [smallest, largest].
-"""
+    text = textwrap.fill(
+        f"Over {number} seeds. Recalls are of the balanced test split at the last step; "
+        "the minority is the rarest third of the classes; the drop is the rise of its "
+        f"training loss before it is learned; steps to {target_recall:g} are counted up "
+        "to that recall of the minority; late loss is the largest training loss of any "
+        "class in the second half of the run. Mean ± half of the 95 % confidence "
+        "interval (t), or median [smallest, largest].",
+        width=88,
+    )
     head = ["", "learning rate", *columns]
-    return tabulate(rows, head, tablefmt="github", disable_numparse=True) + "\n" + text
+    lines = tabulate(rows, head, tablefmt="github", disable_numparse=True)
+    return f"{lines}\n\n{text}"
 
 
 def _mean(values: Sequence[float]) -> str:
