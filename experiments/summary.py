@@ -144,12 +144,12 @@ def table(summary: Mapping[AlgorithmName, Summary], target_recall: float) -> str
     ]
     number = len(next(iter(summary.values())).runs)
     text = textwrap.fill(
-        f"Over {number} seeds. Recalls are of the balanced test split at the last step; "
-        "the minority is the rarest third of the classes; the drop is the rise of its "
-        f"training loss before it is learned; steps to {target_recall:g} are counted up "
-        "to that recall of the minority; late loss is the largest training loss of any "
-        "class in the second half of the run. Mean ± half of the 95 % confidence "
-        "interval (t), or median [smallest, largest].",
+        f"Over {number} seeds. Recalls are of the balanced test split at the last "
+        "step; the minority is the rarest third of the classes; the drop is the rise "
+        "of its training loss before it is learned; steps to "
+        f"{target_recall:g} are counted up to that recall of the minority; late loss "
+        "is the largest training loss of any class in the second half of the run. "
+        "Mean ± half of the 95% confidence interval (t), or median [smallest, largest].",
         width=88,
     )
     head = ["", "learning rate", *columns]
