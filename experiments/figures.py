@@ -98,10 +98,8 @@ def _panels(
     for axis in axes.flat[len(runs) :]:
         axis.set_visible(False)
     if metric == "loss":
-        start = max(
-            _series(seeds, split, metric)[1][:, 0].max() for seeds in runs.values()
-        )
-        axes[0, 0].set_ylim(0, 2 * start)
+        starts = [_series(seeds, split, metric)[1][:, 0] for seeds in runs.values()]
+        axes[0, 0].set_ylim(0, 2 * np.mean(starts))
     else:
         axes[0, 0].set_ylim(0, 1.02)
     figure.supxlabel("step", fontsize=8)

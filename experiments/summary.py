@@ -148,8 +148,8 @@ def table(summary: Mapping[AlgorithmName, Summary], target_recall: float) -> str
         "step; the minority is the rarest third of the classes; the drop is the rise "
         "of its training loss before it is learned; steps to "
         f"{target_recall:g} are counted up to that recall of the minority; late loss "
-        "is the largest training loss of any class in the second half of the run. "
-        "Mean ± half of the 95% confidence interval (t), or median [smallest, largest].",
+        "is the largest training loss of any class in the second half of the run. Mean "
+        "± half of the 95% confidence interval (t), or median [smallest, largest].",
         width=88,
     )
     head = ["", "learning rate", *columns]
