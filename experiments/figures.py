@@ -70,7 +70,7 @@ def draw(runs: Runs, dataset: Dataset, folder: Path) -> list[Path]:
 def _panels(
     runs: Runs, dataset: Dataset, split: str, metric: str, label: str
 ) -> Figure:
-    columns = min(3, len(runs))
+    columns = 2 if len(runs) == 4 else min(3, len(runs))
     rows = -(-len(runs) // columns)
     figure, axes = plt.subplots(
         rows,
@@ -97,6 +97,8 @@ def _panels(
         _log_steps(axis, steps)
     for axis in axes.flat[len(runs) :]:
         axis.set_visible(False)
+    for axis in axes.flat[max(len(runs) - columns, 0) : len(runs)]:
+        axis.tick_params(labelbottom=True)  # also where no panel stands below
     if metric == "loss":
         starts = [_series(seeds, split, metric)[1][:, 0] for seeds in runs.values()]
         axes[0, 0].set_ylim(0, 2 * np.mean(starts))
