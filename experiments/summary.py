@@ -159,7 +159,7 @@ def table(summary: Mapping[AlgorithmName, Summary], target_recall: float) -> str
 
 def _mean(values: Sequence[float]) -> str:
     mean = statistics.fmean(values)
-    if len(values) < 2 or not np.isfinite(values).all():
+    if len(values) < 3 or not np.isfinite(values).all():
         return f"{mean:.2f}"
     error: Any = stats.sem(values)
     half = error * stats.t.ppf(0.975, len(values) - 1)
