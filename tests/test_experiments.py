@@ -100,7 +100,7 @@ def test_wrong_words_are_refused_with_what_is_allowed(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([*QUICK, "--train.batch-size", "20"], r"too small: class 9 .*works is 72"),
+        ([*QUICK, "--train.batch-size", "20"], r"too small: class 8 .*works is 72"),
         (
             ["automobile-truck", "--learning-rate", "1"],
             "python -m pcn_jax.data cifar10",
