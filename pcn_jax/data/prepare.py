@@ -80,8 +80,8 @@ def check_reachable(urls: Any) -> None:
         request = urllib.request.Request(url, method="HEAD")
         try:
             urllib.request.urlopen(request, timeout=_PROBE_SECONDS).close()
-        except urllib.error.HTTPError:
-            pass  # it answers: whether it answers HEAD does not matter
+        except urllib.error.HTTPError as answer:
+            answer.close()  # whether it answers HEAD does not matter
         except OSError as error:
             raise ConnectionError(
                 f"cannot reach {url} ({error}); connect to the network, or prepare the "
