@@ -46,7 +46,7 @@ class ClassValue(NamedTuple):
     def loss(self) -> jax.Array:
         """Mean loss of the batch, a scalar."""
         counts = self.counts.astype(self.losses.dtype)
-        return jnp.sum(self.losses * counts) / _at_least_one(counts.sum())
+        return jnp.sum(self.losses * counts) / at_least_one(counts.sum())
 
 
 ClassValueAndGrad = Callable[..., tuple[ClassValue, chex.ArrayTree]]
@@ -90,24 +90,23 @@ def per_class_value_and_grad(
       >>> value.counts.tolist()
       [1, 2]
     """
-    if not isinstance(num_classes, int | np.integer) or num_classes < 1:
-        raise ValueError(
-            f"num_classes must be a positive integer, got {num_classes!r}."
-        )
+    check_num_classes(num_classes)
 
     def class_value_and_grad(
         params: chex.ArrayTree, inputs: Any, labels: jax.Array, *args: Any
     ) -> tuple[ClassValue, chex.ArrayTree]:
-        _check_below(labels, num_classes)
+        check_below(labels, num_classes)
         labels = check_labels(labels, ndim=1)
         members = (
             jnp.arange(num_classes, dtype=labels.dtype)[:, None] == labels[None, :]
         )  # [C, B]
         counts = members.sum(axis=1, dtype=jnp.int32)
-        total = _at_least_one(counts.sum())
+        total = at_least_one(counts.sum())
 
         def class_shares(params: chex.ArrayTree) -> tuple[jax.Array, Any]:
-            losses, aux = _losses(loss_fn, has_aux, params, inputs, labels, *args)
+            losses, aux = losses_and_aux(
+                loss_fn, has_aux, params, inputs, labels, *args
+            )
             sums = jnp.where(members, losses[None, :], 0).sum(axis=1)
             shares = sums / total.astype(sums.dtype)
             # Labels that could not be checked above must not pass silently: NaN.
@@ -161,12 +160,14 @@ def per_group_value_and_grad(
     ) -> tuple[ClassValue, chex.ArrayTree]:
         labels = check_labels(labels, ndim=2)
         counts = (labels >= 0).sum(axis=1, dtype=jnp.int32)
-        total = _at_least_one(counts.sum())
+        total = at_least_one(counts.sum())
 
         def share(
             params: chex.ArrayTree, inputs: Any, labels: jax.Array
         ) -> tuple[jax.Array, Any]:
-            losses, aux = _losses(loss_fn, has_aux, params, inputs, labels, *args)
+            losses, aux = losses_and_aux(
+                loss_fn, has_aux, params, inputs, labels, *args
+            )
             loss_sum = jnp.where(labels >= 0, losses, 0).sum()
             return loss_sum / total.astype(loss_sum.dtype), aux
 
@@ -179,7 +180,7 @@ def per_group_value_and_grad(
     return group_value_and_grad
 
 
-def _losses(
+def losses_and_aux(
     loss_fn: LossFn,
     has_aux: bool,
     params: chex.ArrayTree,
@@ -201,11 +202,12 @@ def _losses(
 
 def _class_means(shares: jax.Array, counts: jax.Array) -> jax.Array:
     """Mean loss of each class from its share of the mean loss of the batch."""
-    total = _at_least_one(counts.sum()).astype(shares.dtype)
-    return shares * total / _at_least_one(counts).astype(shares.dtype)
+    total = at_least_one(counts.sum()).astype(shares.dtype)
+    return shares * total / at_least_one(counts).astype(shares.dtype)
 
 
-def _at_least_one(count: jax.Array) -> jax.Array:
+def at_least_one(count: jax.Array) -> jax.Array:
+    """The count, or 1 in place of 0, where something is divided by it."""
     return jnp.maximum(count, 1)
 
 
@@ -221,8 +223,17 @@ def check_labels(labels: Any, ndim: int) -> jax.Array:
     return jnp.asarray(labels).astype(jnp.int32)
 
 
-def _check_below(labels: Any, num_classes: int) -> None:
-    # NumPy looks at the values: under jit, JAX would trace even those that are known.
+def check_num_classes(num_classes: Any) -> None:
+    """Refuses what is not a positive integer."""
+    if not isinstance(num_classes, int | np.integer) or num_classes < 1:
+        raise ValueError(
+            f"num_classes must be a positive integer, got {num_classes!r}."
+        )
+
+
+def check_below(labels: Any, num_classes: int) -> None:
+    """Refuses labels that are out of range, if their values are known."""
+    # NumPy looks at them: under jit, JAX would trace even values that are known.
     if isinstance(labels, jax.core.Tracer) or not np.size(labels):
         return
     largest = np.asarray(labels).max()

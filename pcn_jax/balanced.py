@@ -1,0 +1,385 @@
+"""The balanced gradient at the price of about a plain one."""
+
+import warnings
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from pcn_jax.class_gradients import (
+    ClassValue,
+    LossFn,
+    at_least_one,
+    check_below,
+    check_labels,
+    check_num_classes,
+    losses_and_aux,
+    per_class_value_and_grad,
+)
+from pcn_jax.fused import gradients as fused
+from pcn_jax.fused.class_layout import sort_by_class
+from pcn_jax.fused.example_axis import NotProven
+from pcn_jax.geometry import (
+    class_alignment,
+    class_cosines,
+    class_norms,
+    scale_rows,
+    unit_class_grads,
+)
+from pcn_jax.precision import at_least_float32
+from pcn_jax.weights import ClassStatistics, ClassWeights, inverse_norm
+
+Path = Literal["fused", "masked"]
+
+
+class PCNValue(NamedTuple):
+    """What a batch says about each class besides the direction.
+
+    Attributes:
+      losses: Mean loss of each class, float `[C]`; 0 for a class that is absent.
+      statistics: Norms and counts of each class, and what else was asked for.
+      weights: What each class gradient was multiplied by, `[C]`.
+      aux: The auxiliary output of the loss function, or `None`.
+    """
+
+    losses: jax.Array
+    statistics: ClassStatistics
+    weights: jax.Array
+    aux: Any = None
+
+    @property
+    def counts(self) -> jax.Array:
+        """Examples of each class, int32 `[C]`."""
+        return self.statistics.counts
+
+    @property
+    def norms(self) -> jax.Array:
+        """Norms of the class gradients, `[C]`."""
+        return self.statistics.norms
+
+    @property
+    def loss(self) -> jax.Array:
+        """Mean loss of the batch, a scalar."""
+        counts = self.counts.astype(self.losses.dtype)
+        return jnp.sum(self.losses * counts) / at_least_one(counts.sum())
+
+
+class Plan(NamedTuple):
+    """How a balanced gradient is computed; its text is for people.
+
+    Attributes:
+      path: `"fused"` or `"masked"`.
+      reason: Why it is not the fused one, or empty.
+      ways: On the fused path, for each use of a parameter, its name and the way to its
+        norms (see `pcn_jax.fused.plan.Choice`).
+    """
+
+    path: Path
+    reason: str
+    ways: tuple[tuple[str, str], ...]
+
+    def __str__(self) -> str:
+        """One line a use of a parameter."""
+        if self.path == "masked":
+            return f"masked: {self.reason}"
+        width = max(len(name) for name, _ in self.ways)
+        return "\n".join(f"{name:<{width}}  {way}" for name, way in self.ways)
+
+
+PCNValueAndGrad = Callable[..., tuple[PCNValue, chex.ArrayTree]]
+
+
+def pcn_value_and_grad(
+    loss_fn: LossFn,
+    num_classes: int,
+    *,
+    weights: ClassWeights | None = None,
+    has_aux: bool = False,
+    with_gramian: bool = False,
+    path: Path | None = None,
+) -> PCNValueAndGrad:
+    """Turns a per-example loss into a function for its balanced gradient.
+
+        d = Σ_l w_l g_l,    w_l = 1 / ‖g_l‖
+
+    Imitates `jax.value_and_grad`, and costs about as much: the class gradients `g_l` are
+    never made, only measured. What comes out is shaped like the parameters, so any
+    optax optimizer follows it. It is what `per_class_value_and_grad`,
+    `scale_by_class_norm` and `sum_over_classes` give together, with other weights what
+    the other links give.
+
+    Two paths lead there. The *fused* one looks into the loss function, and so has to
+    see that examples do not interact in it. The *masked* one makes all class gradients,
+    for about `(1 + 2C)/3` plain ones, and is always right.
+
+    Args:
+      loss_fn: `loss_fn(params, inputs, labels, *args)` returning losses `[B]`, or
+        `(losses, aux)` if `has_aux`.
+      num_classes: `C`.
+      weights: From `ClassStatistics` to the weights `[C]`; `None` for
+        `pcn_jax.weights.inverse_norm()`. Not differentiated; may be any function.
+      has_aux: Whether `loss_fn` returns `(losses, aux)`.
+      with_gramian: Whether to compute the inner products of all class gradients, too.
+      path: `"fused"` or `"masked"`; `None` for the fused one where it is proven to be
+        right, and otherwise the masked one, with a warning.
+
+    Returns:
+      A function of `(params, inputs, labels, *args)`, where `labels` are integers `[B]`
+      below `C`, those below zero being padding. It returns a `PCNValue` and the direction,
+      a pytree like `params`. Two options by keyword: `reference`, class gradients
+      with leaves `[C, *param.shape]`, for `statistics.alignment`; and `rows`, integers
+      `[B]` that take the place of the labels in grouping examples, where groups are not
+      classes (`num_classes` is then the number of groups).
+
+    Raises:
+      ValueError: At construction if `num_classes` is not a positive integer or there is
+        no such path; when called, as `per_class_value_and_grad`, and if
+        `path="fused"` is not proven to be right.
+
+    Warning:
+      Not differentiable itself. Examples must be on the first axis of every input.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import optax
+      >>> def squared_error(w, x, y):
+      ...     return 0.5 * (x @ w - y) ** 2
+      >>> x, y, w = jnp.eye(2), jnp.array([0, 1]), jnp.array([2.0, 4.0])
+      >>> value, direction = pcn_value_and_grad(squared_error, num_classes=2)(w, x, y)
+      >>> value.losses.tolist(), value.norms.tolist(), direction.tolist()
+      ([2.0, 4.5], [1.0, 1.5], [1.0, 1.0])
+      >>> optimizer = optax.adam(0.1)
+      >>> updates, state = optimizer.update(direction, optimizer.init(w), w)
+
+    References:
+      Francazi et al., 2023, PCNGD and PCNSGD; that norms of sums of per-example
+      gradients need no gradients: Goodfellow, `Efficient Per-Example Gradient
+      Computations <https://arxiv.org/abs/1510.01799>`_, 2015.
+    """
+    check_num_classes(num_classes)
+    if path not in (None, "fused", "masked"):
+        raise ValueError(f"path must be 'fused', 'masked' or None, got {path!r}.")
+    weigh = inverse_norm() if weights is None else weights
+    losses_fn = _grouped(loss_fn, has_aux)
+    masked = per_class_value_and_grad(losses_fn, num_classes, has_aux=True)
+
+    def value_and_grad(
+        params: chex.ArrayTree,
+        inputs: Any,
+        labels: jax.Array,
+        *args: Any,
+        rows: jax.Array | None = None,
+        reference: chex.ArrayTree | None = None,
+    ) -> tuple[PCNValue, chex.ArrayTree]:
+        groups = labels if rows is None else rows
+        check_below(groups, num_classes)
+        groups = check_labels(groups, ndim=1)
+        labels = check_labels(labels, ndim=1) if rows is None else labels
+        _check_reference(reference, params, num_classes)
+        given = params, (inputs, labels), groups, *args
+        if path != "masked":
+            try:
+                traced = fused.trace(losses_fn, *given)
+            except NotProven as reason:
+                _masked_instead(reason, path)
+            else:
+                return _fused(
+                    traced, given, num_classes, weigh, reference, with_gramian
+                )
+        value, grads = masked(*given)
+        return _weighted(value, grads, weigh, reference, with_gramian)
+
+    return value_and_grad
+
+
+def pcn_plan(
+    loss_fn: LossFn,
+    num_classes: int,
+    *,
+    has_aux: bool = False,
+    with_gramian: bool = False,
+) -> Callable[..., Plan]:
+    """Says how `pcn_value_and_grad` would compute a direction, without computing it.
+
+    Args:
+      loss_fn: As there.
+      num_classes: As there.
+      has_aux: As there.
+      with_gramian: As there.
+
+    Returns:
+      A function of `(params, inputs, labels, *args)`, arrays or their shapes, that
+      returns a `Plan`; print it.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> def squared_error(params, x, y):
+      ...     return 0.5 * (x @ params["w"] + params["b"] - y) ** 2
+      >>> params, x = {"w": jnp.ones(3), "b": jnp.zeros(())}, jnp.ones((4, 3))
+      >>> print(pcn_plan(squared_error, 2)(params, x, jnp.array([0, 1, 1, 0])))
+      ['w']  pairs, 4 at once
+      ['b']  examples
+    """
+    check_num_classes(num_classes)
+    losses_fn = _grouped(loss_fn, has_aux)
+
+    def plan(params: chex.ArrayTree, inputs: Any, labels: Any, *args: Any) -> Plan:
+        try:
+            given = params, (inputs, labels), labels, *args
+            traced = fused.trace(losses_fn, *given)
+        except NotProven as reason:
+            return Plan("masked", str(reason), ())
+        num_rows = min(num_classes, labels.shape[0])
+        choices = fused.choices_of(
+            traced, num_rows, with_reference=False, with_gramian=with_gramian
+        )
+        names = [
+            jax.tree_util.keystr(path)
+            for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]
+        ]
+        return Plan(
+            "fused",
+            "",
+            tuple(
+                (", ".join(names[k] for k in used), str(choice))
+                for used, choice in zip(fused.params_of(traced), choices, strict=True)
+            ),
+        )
+
+    return plan
+
+
+def _grouped(loss_fn: LossFn, has_aux: bool) -> LossFn:
+    """The same loss, with the labels among the inputs and groups in their place."""
+
+    def losses_fn(
+        params: chex.ArrayTree, inputs: Any, groups: jax.Array, *args: Any
+    ) -> tuple[jax.Array, Any]:
+        inputs, labels = inputs
+        return losses_and_aux(loss_fn, has_aux, params, inputs, labels, *args)
+
+    return losses_fn
+
+
+def _masked_instead(reason: NotProven, path: Path | None) -> None:
+    if path == "fused":
+        raise ValueError(
+            f"The fused path would not be right, or could not be proven to be: {reason}. "
+            "Use path='masked', which is always right."
+        )
+    warnings.warn(
+        "pcn_value_and_grad makes all class gradients, which is slow: "
+        f"{reason}. Pass path='masked' if that is what you want.",
+        stacklevel=3,
+    )
+
+
+def _fused(
+    traced: fused.Traced,
+    given: tuple[Any, ...],
+    num_classes: int,
+    weigh: ClassWeights,
+    reference: chex.ArrayTree | None,
+    with_gramian: bool,
+) -> tuple[PCNValue, chex.ArrayTree]:
+    groups = given[2]
+    layout = sort_by_class(groups, num_classes)
+    real = groups >= 0
+    seeds = real / at_least_one(real.sum())
+    # Labels that could not be checked before must not pass silently: NaN.
+    seeds = jnp.where(jnp.any(groups >= num_classes), jnp.nan, seeds)
+    reference_of_rows = None
+    if reference is not None:
+        units, _ = unit_class_grads(reference)
+        at = jnp.minimum(layout.label, num_classes - 1)
+        reference_of_rows = jax.tree.map(lambda x: x[at], units)
+    measured = fused.measure(
+        traced,
+        *given,
+        seeds=seeds,
+        layout=layout,
+        reference=reference_of_rows,
+        with_gramian=with_gramian,
+    )
+
+    def to_classes(rows: jax.Array) -> jax.Array:
+        of_classes = jnp.zeros(num_classes, rows.dtype)
+        return of_classes.at[layout.label].set(rows, mode="drop")
+
+    norms = jnp.sqrt(measured.squares)
+    gramian = alignment = None
+    if measured.gramian is not None:
+        scaled = measured.gramian * measured.scale[:, None] * measured.scale[None, :]
+        gramian = jnp.zeros((num_classes, num_classes), scaled.dtype)
+        at = layout.label[:, None], layout.label[None, :]
+        gramian = gramian.at[at].set(scaled, mode="drop")
+    if measured.products is not None:
+        cosines = measured.products / jnp.where(norms == 0, 1, norms)
+        alignment = to_classes(jnp.clip(cosines, -1, 1))
+    counts = (
+        jnp.zeros(num_classes, jnp.int32)
+        .at[layout.label]
+        .set(layout.count, mode="drop")
+    )
+    statistics = ClassStatistics(
+        to_classes(norms * measured.scale), counts, gramian, alignment
+    )
+    class_weights = _checked(weigh(statistics), num_classes)
+    present = jnp.minimum(layout.label, num_classes - 1)
+    of_rows = jnp.where(layout.count > 0, class_weights[present], 0)
+    loss_sums = jnp.zeros(layout.num_rows + 1, norms.dtype)
+    loss_sums = loss_sums.at[layout.row].add(measured.losses)[:-1]
+    value = PCNValue(
+        to_classes(loss_sums / at_least_one(layout.count).astype(norms.dtype)),
+        statistics,
+        class_weights,
+        measured.aux,
+    )
+    return value, measured.add_up(of_rows)
+
+
+def _weighted(
+    value: ClassValue,
+    grads: chex.ArrayTree,
+    weigh: ClassWeights,
+    reference: chex.ArrayTree | None,
+    with_gramian: bool,
+) -> tuple[PCNValue, chex.ArrayTree]:
+    norms, gramian, alignment = class_norms(grads), None, None
+    if with_gramian:
+        gramian = class_cosines(grads) * norms[:, None] * norms[None, :]
+    if reference is not None:
+        alignment = class_alignment(grads, reference)
+    statistics = ClassStatistics(norms, value.counts, gramian, alignment)
+    weights = _checked(weigh(statistics), len(norms))
+    direction = jax.tree.map(
+        lambda scaled, g: scaled.sum(axis=0).astype(g.dtype),
+        scale_rows(grads, weights),
+        grads,
+    )
+    return PCNValue(value.losses, statistics, weights, value.aux), direction
+
+
+def _checked(weights: jax.Array, num_classes: int) -> jax.Array:
+    if jnp.shape(weights) != (num_classes,):
+        raise ValueError(
+            f"weights must return one weight a class, shape ({num_classes},), got "
+            f"{jnp.shape(weights)}."
+        )
+    return weights
+
+
+def _check_reference(
+    reference: chex.ArrayTree | None, params: chex.ArrayTree, num_classes: int
+) -> None:
+    if reference is None:
+        return
+    expected = jax.tree.map(lambda x: (num_classes, *jnp.shape(x)), params)
+    got = jax.tree.map(jnp.shape, reference)
+    if got != expected:
+        raise ValueError(
+            "reference must be class gradients, with leaves [C, *param.shape]: "
+            f"expected {expected}, got {got}."
+        )

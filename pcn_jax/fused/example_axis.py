@@ -1,0 +1,388 @@
+"""Follows the examples of a batch through a program, to prove that they never meet.
+
+Every value either has one axis that counts the examples, and then its slice for one
+example depends on no other, or it has none, and then it is the same for all of them. A
+primitive that mixes slices, or that is not known here, ends the proof.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+
+from pcn_jax.fused.program import (
+    Equation,
+    Program,
+    Slot,
+    flatten,
+    is_float,
+    needed_for,
+)
+
+Axis = int | None
+"""Position of the axis that counts the examples; `None` for a value without one."""
+
+
+class NotProven(Exception):
+    """It could not be shown that the examples of the batch do not interact."""
+
+
+def follow_examples(program: Program, axes: Sequence[Axis]) -> dict[Slot, Axis]:
+    """Finds the axis that counts the examples, of every value of a program.
+
+    Args:
+      program: A program without equations that its outputs do not need.
+      axes: Axis of each of its inputs.
+
+    Returns:
+      The axis of every slot. Where a value without one meets examples and is as long as
+      the batch, its slices belong to the examples, as those of a dropout mask do.
+
+    Raises:
+      NotProven: At the first primitive that lets examples interact, or may do so.
+    """
+    known: dict[Slot, Axis] = dict.fromkeys(program.constants)
+    known.update(zip(program.inputs, axes, strict=True))
+    for equation in program.equations:
+        inputs = [None if slot is None else known[slot] for slot in equation.operands]
+        outputs: Sequence[Axis] = [None] * len(equation.outputs)
+        if any(axis is not None for axis in inputs):
+            shapes = [() if x is None else program.shape(x) for x in equation.operands]
+            results = [program.shape(x) for x in equation.outputs]
+            outputs = _rule(equation)(_Use(equation, inputs, shapes, results))
+        known.update(zip(equation.outputs, outputs, strict=True))
+    return known
+
+
+class _Use(NamedTuple):
+    """A primitive in use: what a rule looks at."""
+
+    equation: Equation
+    axes: list[Axis]
+    shapes: list[tuple[int, ...]]
+    results: list[tuple[int, ...]]
+
+    @property
+    def params(self) -> dict[str, Any]:
+        return self.equation.params
+
+    @property
+    def axis(self) -> int:
+        """The one axis of all operands that have one."""
+        return _common(self.axes)
+
+
+Rule = Callable[[_Use], Sequence[Axis]]
+"""From a primitive in use to the axis of each of its results."""
+
+
+def _rule(equation: Equation) -> Rule:
+    name = equation.primitive
+    if name in _RULES:
+        return _RULES[name]
+    if name.startswith("reduce_window"):
+        return _reduce_window
+    if name.startswith(("reduce_", "argm")):
+        return _reduce
+    raise NotProven(f"the primitive {name!r} is not known to keep examples apart")
+
+
+def _common(axes: Iterable[Axis]) -> int:
+    found = {axis for axis in axes if axis is not None}
+    if len(found) != 1:
+        raise _mixes("values of different examples are combined")
+    return found.pop()
+
+
+def _mixes(what: str) -> NotProven:
+    return NotProven(f"examples of the batch interact: {what}")
+
+
+def _elementwise(use: _Use) -> Sequence[Axis]:
+    return [use.axis] * len(use.results)
+
+
+def _each_by_itself(use: _Use) -> Sequence[Axis]:
+    return use.axes
+
+
+def _along(name: str) -> Rule:
+    """For primitives that work along one axis or several, and keep the others."""
+
+    def rule(use: _Use) -> Sequence[Axis]:
+        along = use.params.get(name, len(use.shapes[0]) - 1)
+        if use.axis in (along if isinstance(along, Sequence) else [along]):
+            raise _mixes("something is computed along the axis that counts them")
+        return [use.axis] * len(use.results)
+
+    return rule
+
+
+def _reduce(use: _Use) -> Sequence[Axis]:
+    axes = use.params["axes"]
+    if use.axis in axes:
+        raise _mixes("something is taken over all of them, such as a mean")
+    return [use.axis - sum(gone < use.axis for gone in axes)] * len(use.results)
+
+
+def _reduce_window(use: _Use) -> Sequence[Axis]:
+    steps = ("window_dimensions", "window_strides", "base_dilation", "window_dilation")
+    apart = all(use.params[name][use.axis] == 1 for name in steps)
+    if not apart or tuple(use.params["padding"][use.axis]) != (0, 0):
+        raise _mixes("a window spans several of them")
+    return [use.axis] * len(use.results)
+
+
+def _broadcast(use: _Use) -> Sequence[Axis]:
+    new = use.params["broadcast_dimensions"][use.axis]
+    if use.results[0][new] != use.shapes[0][use.axis]:
+        raise NotProven("a batch of one example is repeated")
+    return [new]
+
+
+def _reshape(use: _Use) -> Sequence[Axis]:
+    (old, *_), (result,) = use.shapes, use.results
+    before = math.prod(old[: use.axis])
+    if use.params.get("dimensions") is None:
+        for new, size in enumerate(result):
+            if size == old[use.axis] and math.prod(result[:new]) == before:
+                return [new]
+    raise NotProven(f"a reshape of {old} to {result} does not keep them on an axis")
+
+
+def _squeeze(use: _Use) -> Sequence[Axis]:
+    gone = use.params["dimensions"]
+    if use.axis in gone:
+        raise NotProven("a squeeze removes the axis that counts the examples")
+    return [use.axis - sum(dimension < use.axis for dimension in gone)]
+
+
+def _transpose(use: _Use) -> Sequence[Axis]:
+    return [list(use.params["permutation"]).index(use.axis)]
+
+
+def _pad(use: _Use) -> Sequence[Axis]:
+    padding = tuple(use.params["padding_config"][use.axis])
+    if padding != (0, 0, 0) or use.axes[1] is not None:
+        raise _mixes("the batch is padded")
+    return [use.axis]
+
+
+def _slice(use: _Use) -> Sequence[Axis]:
+    strides = use.params.get("strides")
+    whole = use.results[0][use.axis] == use.shapes[0][use.axis]
+    if not whole or (strides is not None and strides[use.axis] != 1):
+        raise _mixes("some of them are picked out")
+    return [use.axis]
+
+
+def _dynamic_slice(use: _Use) -> Sequence[Axis]:
+    if any(axis is not None for axis in use.axes[1:]):
+        raise NotProven("a slice begins elsewhere in each example")
+    return _slice(use)
+
+
+def _dynamic_update_slice(use: _Use) -> Sequence[Axis]:
+    if any(axis is not None for axis in use.axes[2:]):
+        raise NotProven("an update begins elsewhere in each example")
+    axis = _common(use.axes[:2])
+    if use.shapes[1][axis] != use.shapes[0][axis]:
+        raise _mixes("some of them are overwritten")
+    return [axis]
+
+
+def _gather(use: _Use) -> Sequence[Axis]:
+    numbers, sizes = use.params["dimension_numbers"], use.params["slice_sizes"]
+    operand, indices = use.axes
+    rank = len(use.results[0])
+    batch = [d for d in range(rank) if d not in numbers.offset_dims]
+    if operand is None:
+        return [batch[_common([indices])]]
+    if operand in numbers.operand_batching_dims:
+        place = list(numbers.operand_batching_dims).index(operand)
+        paired = numbers.start_indices_batching_dims[place]
+        if indices in (None, paired):
+            return [batch[paired]]
+    gone = {*numbers.collapsed_slice_dims, *numbers.operand_batching_dims}
+    looked_up = operand in gone or operand in numbers.start_index_map
+    if indices is not None or looked_up or sizes[operand] != use.shapes[0][operand]:
+        raise _mixes("an index looks them up")
+    kept = [d for d in range(len(use.shapes[0])) if d not in gone]
+    return [numbers.offset_dims[kept.index(operand)]]
+
+
+def _dot_general(use: _Use) -> Sequence[Axis]:
+    contracted, batched = use.params["dimension_numbers"]
+    lhs, rhs = use.axes
+    if lhs is not None and rhs is not None:
+        pairs = list(zip(*batched, strict=True))
+        if (lhs, rhs) not in pairs:
+            raise _mixes("products are taken between them")
+        return [pairs.index((lhs, rhs))]
+    side = 0 if rhs is None else 1
+    if use.axis in contracted[side]:
+        raise _mixes("a sum of products is taken over them")
+    if use.axis in batched[side]:
+        return [list(batched[side]).index(use.axis)]
+    free = [
+        [
+            dimension
+            for dimension in range(len(use.shapes[k]))
+            if dimension not in (*contracted[k], *batched[k])
+        ]
+        for k in (0, 1)
+    ]
+    before = len(batched[0]) + side * len(free[0])
+    return [before + free[side].index(use.axis)]
+
+
+def _conv(use: _Use) -> Sequence[Axis]:
+    numbers = use.params["dimension_numbers"]
+    if use.axes[1] is not None or use.params["batch_group_count"] != 1:
+        raise NotProven("a convolution has kernels that depend on examples")
+    if use.axis != numbers.lhs_spec[0]:
+        raise _mixes("a convolution runs over them")
+    return [numbers.out_spec[0]]
+
+
+def _custom_derivative(use: _Use) -> Sequence[Axis]:
+    """Looks into the function and into its derivative, which may be anything."""
+    jaxpr = use.params.get("call_jaxpr", use.params.get("fun_jaxpr"))
+    outputs = _follow_inner(flatten(jaxpr), use.axes)
+    known = dict(zip(use.equation.operands, use.axes, strict=True))
+    axes = [known[slot] for slot in use.equation.inputs]
+    values = [
+        jax.ShapeDtypeStruct(use.shapes[use.equation.operands.index(slot)], dtype)
+        for slot, dtype in zip(use.equation.inputs, use.equation.dtypes, strict=True)
+    ]
+    chosen = [
+        k
+        for k, (axis, value) in enumerate(zip(axes, values, strict=True))
+        if axis is not None and is_float(value)
+    ]
+
+    def pullback(cotangents: list[jax.Array], values: list[jax.Array]) -> Any:
+        def function(*some: jax.Array) -> list[jax.Array]:
+            given = list(values)
+            for k, value in zip(chosen, some, strict=True):
+                given[k] = value
+            return [x for x in use.equation.apply(*given) if is_float(x)]
+
+        return jax.vjp(function, *(values[k] for k in chosen))[1](cotangents)
+
+    results = jax.eval_shape(use.equation.apply, *values)
+    cotangents = [x for x in results if is_float(x)]
+    derivative = flatten(jax.make_jaxpr(pullback)(cotangents, values))
+    with_gradient = [
+        axis for axis, x in zip(outputs, results, strict=True) if is_float(x)
+    ]
+    found = _follow_inner(derivative, [*with_gradient, *axes])
+    if any(then not in (None, axes[k]) for k, then in zip(chosen, found, strict=True)):
+        raise _mixes("a custom derivative moves the axis that counts them")
+    return outputs
+
+
+def _follow_inner(program: Program, axes: Sequence[Axis]) -> list[Axis]:
+    known = follow_examples(needed_for(program, program.outputs), axes)
+    return [known[slot] for slot in program.outputs]
+
+
+def _follow_loop(
+    body: Any, axes: Sequence[Axis], carry: slice
+) -> tuple[list[Axis], list[Axis]]:
+    """Axes of a loop's inputs and outputs, once what it carries has settled."""
+    inputs, program = list(axes), flatten(body)
+    while True:
+        outputs = _follow_inner(program, inputs)
+        size = len(inputs[carry])
+        joined = [
+            before if after is None else after
+            for before, after in zip(inputs[carry], outputs[:size], strict=True)
+        ]
+        if inputs[carry] == joined:
+            return inputs, [*joined, *outputs[size:]]
+        if any(
+            before is not None and before != after
+            for before, after in zip(inputs[carry], joined, strict=True)
+        ):
+            raise _mixes("a loop moves the axis that counts them")
+        inputs[carry] = joined
+
+
+def _scan(use: _Use) -> Sequence[Axis]:
+    consts, carries = use.params["num_consts"], use.params["num_carry"]
+    start = consts + carries
+    if 0 in use.axes[start:]:
+        raise _mixes("a scan runs over them")
+    inner = [*use.axes[:start], *(x if x is None else x - 1 for x in use.axes[start:])]
+    _, outputs = _follow_loop(use.params["jaxpr"], inner, slice(consts, start))
+    return [
+        *outputs[:carries],
+        *(y if y is None else y + 1 for y in outputs[carries:]),
+    ]
+
+
+def _while(use: _Use) -> Sequence[Axis]:
+    first, second = use.params["cond_nconsts"], use.params["body_nconsts"]
+    carry = slice(second, len(use.axes) - first)
+    inputs, outputs = _follow_loop(use.params["body_jaxpr"], use.axes[first:], carry)
+    condition = flatten(use.params["cond_jaxpr"])
+    if _follow_inner(condition, [*use.axes[:first], *inputs[carry]]) != [None]:
+        raise _mixes("a loop ends when one of them says so")
+    return outputs
+
+
+def _cond(use: _Use) -> Sequence[Axis]:
+    branches = [
+        _follow_inner(flatten(branch), use.axes[1:])
+        for branch in use.params["branches"]
+    ]
+    if use.axes[0] is not None:
+        raise _mixes("one of them chooses a branch")
+    return [
+        None if set(found) == {None} else _common(found)
+        for found in zip(*branches, strict=True)
+    ]
+
+
+ELEMENTWISE = frozenset(
+    """
+    abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e
+    cbrt ceil clamp clz convert_element_type copy copy_p cos cosh digamma div eq erf
+    erf_inv erfc exp exp2 expm1 floor ge gt integer_pow is_finite le lgamma log log1p
+    logistic lt max min mul name ne neg nextafter not or pow reduce_precision rem round
+    rsqrt select_n shift_left shift_right_arithmetic shift_right_logical sign sin sinh
+    sqrt square stop_gradient sub tan tanh xor
+    """.split()
+)
+"""Primitives whose operands have the shape of the result, ones, or no axes."""
+
+_RULES: dict[str, Rule] = {
+    **dict.fromkeys(ELEMENTWISE, _elementwise),
+    **dict.fromkeys(
+        ["cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp", "split", "top_k"],
+        _along("axis"),
+    ),
+    "sort": _along("dimension"),
+    "concatenate": _along("dimension"),
+    "rev": _along("dimensions"),
+    "optimization_barrier": _each_by_itself,
+    "broadcast_in_dim": _broadcast,
+    "reshape": _reshape,
+    "squeeze": _squeeze,
+    "transpose": _transpose,
+    "pad": _pad,
+    "slice": _slice,
+    "dynamic_slice": _dynamic_slice,
+    "dynamic_update_slice": _dynamic_update_slice,
+    "gather": _gather,
+    "dot_general": _dot_general,
+    "conv_general_dilated": _conv,
+    "custom_jvp_call": _custom_derivative,
+    "custom_vjp_call": _custom_derivative,
+    "scan": _scan,
+    "while": _while,
+    "cond": _cond,
+}
+"""How each primitive moves the axis, by the name that it has in a jaxpr."""

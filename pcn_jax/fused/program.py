@@ -1,0 +1,188 @@
+"""A traced function as a flat list of equations that can be looked at one by one."""
+
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jax.extend import core
+
+_CALLS = {"jit", "pjit", "closed_call", "core_call", "checkpoint", "remat", "remat2"}
+
+Slot = int
+"""Where a value is kept: slots are numbered in the order in which they are filled."""
+
+
+class Equation(NamedTuple):
+    """One application of a primitive.
+
+    Attributes:
+      primitive: Its name in the jaxpr.
+      params: Its parameters, such as dimension numbers.
+      operands: Slot of each operand; `None` for a literal.
+      inputs: The same slots, each once: what `apply` is given.
+      outputs: Slot of each result.
+      dtypes: Of the values of `inputs`.
+      apply: Computes the list of results from the values of `inputs`.
+    """
+
+    primitive: str
+    params: dict[str, Any]
+    operands: tuple[Slot | None, ...]
+    inputs: tuple[Slot, ...]
+    outputs: tuple[Slot, ...]
+    dtypes: tuple[Any, ...]
+    apply: Callable[..., list[Any]]
+
+
+class Program(NamedTuple):
+    """Equations in an order in which they can be evaluated.
+
+    Attributes:
+      equations: All equations, those of inner calls included.
+      inputs: Slots of the arguments.
+      outputs: Slots of the results.
+      constants: What fills the slots that neither arguments nor equations fill.
+      types: Shape and dtype of each slot.
+    """
+
+    equations: list[Equation]
+    inputs: list[Slot]
+    outputs: list[Slot]
+    constants: dict[Slot, Any]
+    types: list[Any]
+
+    def shape(self, slot: Slot) -> tuple[int, ...]:
+        """Shape of the value in a slot."""
+        return tuple(self.types[slot].shape)
+
+
+def flatten(closed: core.ClosedJaxpr) -> Program:
+    """Lists the equations of a jaxpr, with calls to jitted functions inlined.
+
+    Args:
+      closed: What `jax.make_jaxpr` returns.
+
+    Returns:
+      An equivalent `Program`. Calls and `jax.checkpoint` are opened; loops, branches
+      and functions with derivatives of their own stay as they are.
+    """
+    types: list[Any] = []
+    constants: dict[Slot, Any] = {}
+    equations: list[Equation] = []
+
+    def new_slot(atom: Any) -> Slot:
+        types.append(atom.aval)
+        return len(types) - 1
+
+    def constant(atom: Any, value: Any) -> Slot:
+        slot = new_slot(atom)
+        constants[slot] = value
+        return slot
+
+    def visit(
+        jaxpr: core.Jaxpr, consts: Iterable[Any], args: Iterable[Slot]
+    ) -> list[Slot]:
+        slots = dict(zip(jaxpr.invars, args, strict=True))
+        for variable, value in zip(jaxpr.constvars, consts, strict=True):
+            slots[variable] = constant(variable, value)
+
+        def read(atom: Any) -> Slot:
+            if isinstance(atom, core.Literal):
+                return constant(atom, atom.val)
+            return slots[atom]
+
+        for eqn in jaxpr.eqns:
+            if eqn.primitive.name in _CALLS:
+                inner, inner_consts = _opened(eqn.params["jaxpr"])
+                outputs = visit(inner, inner_consts, map(read, eqn.invars))
+            else:
+                outputs = [new_slot(variable) for variable in eqn.outvars]
+                equations.append(_equation(jaxpr, eqn, slots, outputs))
+            slots.update(zip(eqn.outvars, outputs, strict=True))
+        return [read(atom) for atom in jaxpr.outvars]
+
+    inputs = [new_slot(variable) for variable in closed.jaxpr.invars]
+    outputs = visit(closed.jaxpr, closed.consts, inputs)
+    return Program(equations, inputs, outputs, constants, types)
+
+
+def needed_for(program: Program, results: Iterable[Slot]) -> Program:
+    """The same program without equations that do not contribute to some results."""
+    needed, kept = set(results), []
+    for equation in reversed(program.equations):
+        if needed.intersection(equation.outputs):
+            needed.update(equation.inputs)
+            kept.append(equation)
+    return program._replace(equations=kept[::-1])
+
+
+def evaluate(
+    program: Program,
+    args: Iterable[Any],
+    after: Callable[[tuple[Slot, ...], list[Any]], list[Any]] = lambda _, results: (
+        results
+    ),
+) -> dict[Slot, Any]:
+    """Runs a program.
+
+    Args:
+      program: The program.
+      args: Values of its inputs.
+      after: Called with the slots and the values of the results of each equation;
+        returns what to fill the slots with.
+
+    Returns:
+      The value of every slot.
+    """
+    values = dict(program.constants)
+    values.update(zip(program.inputs, args, strict=True))
+    for equation in program.equations:
+        results = equation.apply(*(values[slot] for slot in equation.inputs))
+        values.update(
+            zip(equation.outputs, after(equation.outputs, results), strict=True)
+        )
+    return values
+
+
+def _equation(
+    jaxpr: core.Jaxpr,
+    eqn: core.JaxprEqn,
+    slots: dict[core.Var, Slot],
+    outputs: list[Slot],
+) -> Equation:
+    is_literal = [isinstance(atom, core.Literal) for atom in eqn.invars]
+    variables = list(
+        dict.fromkeys(
+            x for x, skip in zip(eqn.invars, is_literal, strict=True) if not skip
+        )
+    )
+    alone = jaxpr.replace(
+        constvars=[],
+        invars=variables,
+        outvars=eqn.outvars,
+        eqns=[eqn],
+        effects=eqn.effects,
+    )
+    return Equation(
+        primitive=eqn.primitive.name,
+        params=eqn.params,
+        operands=tuple(
+            None if skip else slots[atom]
+            for atom, skip in zip(eqn.invars, is_literal, strict=True)
+        ),
+        inputs=tuple(slots[variable] for variable in variables),
+        outputs=tuple(outputs),
+        dtypes=tuple(variable.aval.dtype for variable in variables),
+        apply=core.jaxpr_as_fun(core.ClosedJaxpr(alone, ())),
+    )
+
+
+def _opened(jaxpr: Any) -> tuple[core.Jaxpr, Iterable[Any]]:
+    if isinstance(jaxpr, core.ClosedJaxpr):
+        return jaxpr.jaxpr, jaxpr.consts
+    return jaxpr, ()
+
+
+def is_float(x: Any) -> bool:
+    """Whether gradients flow to a value of this type."""
+    return bool(jnp.issubdtype(x.dtype, jnp.floating))

@@ -1,0 +1,313 @@
+"""Where parameters meet examples: the equations whose weight gradients are wanted.
+
+At such a *site* the operands that depend on examples and the cotangents of the results
+are all that is needed for the weight gradient of any selection of examples.
+"""
+
+import itertools
+import math
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from pcn_jax.fused.class_layout import Chunk, ClassLayout
+from pcn_jax.fused.conv import kernel_gradient
+from pcn_jax.fused.example_axis import ELEMENTWISE, Axis, NotProven
+from pcn_jax.fused.program import Equation, Program, Slot, is_float
+from pcn_jax.precision import at_least_float32
+
+Kind = Literal["dense", "product", "conv", "lookup", "elementwise", "other"]
+
+
+class Site(NamedTuple):
+    """An equation that has both parameters and examples among its operands.
+
+    Attributes:
+      equation: The equation.
+      kind: How its weight gradients can be taken apart: `"dense"`, a product of
+        examples with a matrix; `"product"`, any other one with a parameter; `"conv"`;
+        `"lookup"` of rows of a table; `"elementwise"`; or `"other"`.
+      params: Slots of the operands that depend on parameters alone.
+      param_shape: Shape of the first of them.
+      axes: The axis that counts the examples, of each of `equation.inputs`.
+      out_axes: The same, of each differentiable result.
+      differentiable: Which results those are.
+      size: `B`, the examples.
+      contracted: `K`, the products summed in one number of the result; 1 if there are
+        none.
+      tokens: `T`, how often an example uses each number of a kernel: the positions of
+        an image, or the tokens of a sequence.
+    """
+
+    equation: Equation
+    kind: Kind
+    params: tuple[Slot, ...]
+    param_shape: tuple[int, ...]
+    axes: dict[Slot, Axis]
+    out_axes: tuple[int, ...]
+    differentiable: tuple[bool, ...]
+    size: int
+    contracted: int
+    tokens: int
+
+    @property
+    def operand(self) -> Slot:
+        """The one operand besides the one parameter, of a product or convolution."""
+        (slot,) = (x for x in self.equation.inputs if x not in self.params)
+        return slot
+
+
+class Taps(NamedTuple):
+    """What one pass through the network and back leaves at a site.
+
+    Attributes:
+      values: The operands, by slot.
+      cotangents: Derivative of the sum of the losses by each differentiable result.
+    """
+
+    values: dict[Slot, jax.Array]
+    cotangents: list[jax.Array]
+
+
+def find_sites(
+    program: Program, axes: dict[Slot, Axis], depends: set[Slot]
+) -> list[Site]:
+    """Lists the sites of a program.
+
+    Args:
+      program: The program of the losses.
+      axes: The axis that counts the examples, of every slot.
+      depends: The slots that depend on parameters.
+
+    Returns:
+      The sites, in the order of the program.
+
+    Raises:
+      NotProven: If an equation has results with examples and differentiable ones
+        without.
+    """
+    sites = []
+    for equation in program.equations:
+        params = tuple(
+            slot
+            for slot in dict.fromkeys(equation.inputs)
+            if slot in depends and axes[slot] is None and is_float(program.types[slot])
+        )
+        differentiable = tuple(is_float(program.types[x]) for x in equation.outputs)
+        found = list(
+            itertools.compress((axes[x] for x in equation.outputs), differentiable)
+        )
+        out_axes = tuple(axis for axis in found if axis is not None)
+        if not params or not out_axes:
+            continue
+        if len(out_axes) != len(found):
+            raise NotProven(f"{equation.primitive!r} has results of both kinds")
+        kind = _kind(equation, program, params, axes)
+        shape, out = program.shape(params[0]), program.shape(equation.outputs[0])
+        contracted = _contracted(equation, params[0], shape)
+        size = out[out_axes[0]] if all(differentiable) else 0
+        uses = math.prod(out) * contracted // max(size, 1)
+        sites.append(
+            Site(
+                equation=equation,
+                kind=kind,
+                params=params,
+                param_shape=shape,
+                axes={slot: axes[slot] for slot in equation.inputs},
+                out_axes=out_axes,
+                differentiable=differentiable,
+                size=size,
+                contracted=contracted,
+                tokens=max(uses // math.prod(shape), 1),
+            )
+        )
+    return sites
+
+
+def weight_gradients(
+    site: Site, taps: Taps, weights: jax.Array
+) -> dict[Slot, jax.Array]:
+    """Gradient of the weighted sum of the losses, by each parameter of a site.
+
+    Args:
+      site: The site.
+      taps: Of all examples, or of some.
+      weights: One an example, `[B]`.
+
+    Returns:
+      Gradients shaped like the parameters, by slot.
+    """
+    return _pull_back(site, taps.values, _weighted(site, taps, weights))
+
+
+def masked_gradients(
+    site: Site, taps: Taps, weights: jax.Array, layout: ClassLayout
+) -> dict[Slot, jax.Array]:
+    """The same for each row, `[R, *param.shape]`, by one pass a row: always right."""
+
+    def of_row(row: jax.Array) -> dict[Slot, jax.Array]:
+        return weight_gradients(site, taps, jnp.where(layout.row == row, weights, 0))
+
+    return jax.vmap(of_row)(jnp.arange(layout.num_rows, dtype=layout.row.dtype))
+
+
+def example_gradients(site: Site, taps: Taps, weights: jax.Array) -> jax.Array:
+    """The same for each example, `[B, *param.shape]`, at an elementwise site."""
+    (slot,), (axis,) = site.params, site.out_axes
+    (cotangent,) = _weighted(site, taps, weights)
+    param = taps.values[slot]
+    if not param.ndim:
+        param = param.reshape((1,) * cotangent.ndim)
+    copies = [cotangent.shape[d] if d == axis else 1 for d in range(param.ndim)]
+    values = {**taps.values, slot: jnp.tile(param, copies)}  # each has its own gradient
+    grads = jnp.moveaxis(_pull_back(site, values, [cotangent])[slot], axis, 0)
+    return at_least_float32(grads.reshape(-1, *site.param_shape))
+
+
+def chunk_gradient(
+    site: Site, taps: Taps, weights: jax.Array, chunk: Chunk
+) -> jax.Array:
+    """Gradient of a few examples, at a product or a convolution.
+
+    Args:
+      site: The site.
+      taps: Of all examples.
+      weights: One an example, `[B]`.
+      chunk: The examples, and which of them count.
+
+    Returns:
+      The weighted sum of their gradients, `param.shape`, in float32 or wider.
+    """
+    positions, counts = chunk
+    weights = jnp.where(counts, weights[positions], 0)
+    few = Taps(
+        {
+            slot: value if axis is None else _take(value, positions, axis)
+            for (slot, value), axis in zip(
+                taps.values.items(), map(site.axes.get, taps.values), strict=True
+            )
+        },
+        [_take(taps.cotangents[0], positions, site.out_axes[0])],
+    )
+    if site.kind == "conv":
+        (cotangent,) = _weighted(site, few, weights)
+        return kernel_gradient(
+            few.values[site.operand],
+            cotangent,
+            site.param_shape,
+            site.equation.params,
+        )
+    return at_least_float32(weight_gradients(site, few, weights)[site.params[0]])
+
+
+def dense_factors(site: Site, taps: Taps) -> tuple[jax.Array, jax.Array]:
+    """Inputs `[B, T, K]` and cotangents `[B, T, O]` whose products are the gradients."""
+    x, (cotangent,), (out_axis,) = site.operand, taps.cotangents, site.out_axes
+    side = site.equation.operands.index(x)
+    contracted = site.equation.params["dimension_numbers"][0][side]
+    axis, values = site.axes[x], taps.values[x]
+    free = [d for d in range(values.ndim) if d not in (axis, *contracted)]
+    # Results have the free axes of the left operand first, then those of the right.
+    first = 0 if side == 0 else cotangent.ndim - len(free) - 1
+    of_x = [d for d in range(first, first + len(free) + 1) if d != out_axis]
+    of_param = [d for d in range(cotangent.ndim) if d not in (out_axis, *of_x)]
+    shape = site.size, site.tokens, -1
+    return (
+        values.transpose(axis, *free, *contracted).reshape(shape),
+        cotangent.transpose(out_axis, *of_x, *of_param).reshape(shape),
+    )
+
+
+def lookup_factors(site: Site, taps: Taps) -> tuple[jax.Array, jax.Array]:
+    """Rows of the table `[B, T]`, `-1` outside, and their cotangents `[B, T, size]`."""
+    x, (cotangent,), (out_axis,) = site.operand, taps.cotangents, site.out_axes
+    axis, last = site.axes[x], taps.values[x].ndim - 1
+    indices = jnp.moveaxis(taps.values[x].squeeze(last), axis or 0, 0)
+    length = site.param_shape[0]
+    if "CLIP" in str(site.equation.params["mode"]):
+        indices = jnp.clip(indices, 0, length - 1)
+    inside = (indices >= 0) & (indices < length)
+    indices = jnp.where(inside, indices, -1).reshape(site.size, -1)
+    cotangent = jnp.moveaxis(cotangent, out_axis, 0)
+    return indices, cotangent.reshape(*indices.shape, -1)
+
+
+def _kind(
+    equation: Equation,
+    program: Program,
+    params: tuple[Slot, ...],
+    axes: dict[Slot, Axis],
+) -> Kind:
+    name, operands, param = equation.primitive, equation.operands, params[0]
+    if len(params) > 1 or len(equation.outputs) > 1 or operands.count(param) > 1:
+        return "other"
+    if name in ELEMENTWISE:
+        axis, shape = axes[equation.outputs[0]], program.shape(param)
+        return "elementwise" if not shape or shape[axis or 0] == 1 else "other"
+    if name == "conv_general_dilated":
+        return "conv" if equation.params["feature_group_count"] == 1 else "product"
+    if name == "dot_general":
+        side = 1 - operands.index(param)
+        batched = equation.params["dimension_numbers"][1]
+        if axes[operands[side]] in batched[side]:  # type: ignore[index]
+            return "other"
+        return "product" if batched[0] else "dense"
+    if name == "gather" and operands[0] == param:
+        return "lookup" if _looks_up_rows(equation, program) else "other"
+    return "other"
+
+
+def _looks_up_rows(equation: Equation, program: Program) -> bool:
+    numbers, (table, indices) = equation.params["dimension_numbers"], equation.operands
+    assert table is not None and indices is not None
+    looked_up = len(program.shape(indices)) - 1
+    return (
+        tuple(numbers.collapsed_slice_dims) == tuple(numbers.start_index_map) == (0,)
+        and not numbers.operand_batching_dims
+        and tuple(equation.params["slice_sizes"][1:]) == program.shape(table)[1:]
+        # The numbers of a row come last, as the examples and tokens come first.
+        and all(d >= looked_up for d in numbers.offset_dims)
+    )
+
+
+def _contracted(equation: Equation, param: Slot, shape: tuple[int, ...]) -> int:
+    if equation.primitive == "dot_general":
+        contracted, _ = equation.params["dimension_numbers"]
+        side = equation.operands.index(param)
+        return math.prod(shape[d] for d in contracted[side])
+    if equation.primitive == "conv_general_dilated":
+        numbers = equation.params["dimension_numbers"]
+        return math.prod(shape) // shape[numbers.rhs_spec[0]]
+    return 1
+
+
+def _pull_back(
+    site: Site, values: dict[Slot, jax.Array], cotangents: list[jax.Array]
+) -> dict[Slot, jax.Array]:
+    """Gradients by the parameters, from cotangents of the differentiable results."""
+
+    def results(params: dict[Slot, jax.Array]) -> list[jax.Array]:
+        given = {**values, **params}
+        outputs = site.equation.apply(*(given[slot] for slot in site.equation.inputs))
+        return list(itertools.compress(outputs, site.differentiable))
+
+    _, pullback = jax.vjp(results, {slot: values[slot] for slot in site.params})
+    (grads,) = pullback(cotangents)
+    return dict(grads)
+
+
+def _weighted(site: Site, taps: Taps, weights: jax.Array) -> list[jax.Array]:
+    return [
+        x
+        * jnp.expand_dims(
+            weights.astype(x.dtype), [d for d in range(x.ndim) if d != axis]
+        )
+        for axis, x in zip(site.out_axes, taps.cotangents, strict=True)
+    ]
+
+
+def _take(x: jax.Array, positions: jax.Array, axis: int) -> jax.Array:
+    if len(positions) == 1:
+        return jax.lax.dynamic_slice_in_dim(x, positions[0], 1, axis)
+    return jnp.take(x, positions, axis, mode="clip")

@@ -1,0 +1,165 @@
+"""Class weights: what each method multiplies the class gradients by, before the sum.
+
+Every method here is `Σ_l w_l g_l`, and differs in its weights alone. As links of an
+optax chain they scale stacked class gradients; as functions of a few statistics of each
+class they serve `pcn_jax.pcn_value_and_grad`, which never makes the stack.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+class ClassStatistics(NamedTuple):
+    """What the weight of a class can depend on.
+
+    Attributes:
+      norms: Norm of each class gradient `g_l`, the share of the class in the gradient of
+        the mean loss; `[C]`, zero for a class that is absent.
+      counts: Examples of each class in the batch, int32 `[C]`.
+      gramian: Inner products `⟨g_k, g_l⟩`, `[C, C]`, or `None` if not asked for.
+      alignment: `p_l` of the paper, the cosine of each class gradient and its reference,
+        `[C]`, or `None` if there is no reference.
+    """
+
+    norms: jax.Array
+    counts: jax.Array
+    gramian: jax.Array | None = None
+    alignment: jax.Array | None = None
+
+    @property
+    def mean_norms(self) -> jax.Array:
+        """Norms of the gradients of the mean loss *of each class*, `[C]`."""
+        return self.norms * _inverse_shares(self)
+
+    @property
+    def cosines(self) -> jax.Array:
+        """Cosines of the angles between class gradients `[C, C]`; zero rows give zero.
+
+        Raises:
+          ValueError: If there is no Gramian.
+        """
+        if self.gramian is None:
+            raise ValueError("The cosines need the Gramian: pass with_gramian=True.")
+        inverse = _inverse(self.norms)
+        return jnp.clip(self.gramian * inverse[:, None] * inverse[None, :], -1, 1)
+
+
+ClassWeights = Callable[[ClassStatistics], jax.Array]
+"""From the statistics to one weight a class, `[C]`."""
+
+
+def inverse_norm() -> ClassWeights:
+    """PCN: `1 / ‖g_l‖`, and zero where the norm is zero.
+
+    What `pcn_jax.scale_by_class_norm` does in a chain.
+
+    Returns:
+      A function of `ClassStatistics`.
+
+    Example:
+      >>> inverse_norm()(ClassStatistics(jnp.array([4.0, 0.0]), jnp.array([3, 0])))
+      Array([0.25, 0.  ], dtype=float32)
+
+    References:
+      Francazi et al., 2023, PCNGD and PCNSGD.
+    """
+    return lambda statistics: _inverse(statistics.norms)
+
+
+def inverse_clipped_norm(max_norm: float) -> ClassWeights:
+    """Per-class clipping: `(B / B_l) / max(‖G_l‖, max_norm)`, `G_l` the class mean.
+
+    What `pcn_jax.clip_by_class_norm` does in a chain, which explains it.
+
+    Args:
+      max_norm: Norm of a class-mean gradient up to which it is left in proportion.
+
+    Returns:
+      A function of `ClassStatistics`.
+
+    Raises:
+      ValueError: If `max_norm` is negative.
+
+    Example:
+      >>> weights = inverse_clipped_norm(1.0)
+      >>> weights(ClassStatistics(jnp.array([3.0, 0.125]), jnp.array([3, 1]))).round(3)
+      Array([0.333, 4.   ], dtype=float32)
+    """
+    if not isinstance(max_norm, jax.Array) and not max_norm >= 0:
+        raise ValueError(f"max_norm must not be negative, got {max_norm!r}.")
+
+    def weights(statistics: ClassStatistics) -> jax.Array:
+        norms = statistics.mean_norms
+        limits = jnp.maximum(norms, jnp.asarray(max_norm, norms.dtype))
+        return _inverse_shares(statistics) * _inverse(limits)
+
+    return weights
+
+
+def inverse_frequency() -> ClassWeights:
+    """Class re-weighting, the baseline: `B / (C B_l)`.
+
+    What `pcn_jax.scale_by_class_frequency` does in a chain.
+
+    Returns:
+      A function of `ClassStatistics`.
+
+    Example:
+      >>> inverse_frequency()(ClassStatistics(jnp.ones(2), jnp.array([3, 1]))).round(3)
+      Array([0.667, 2.   ], dtype=float32)
+    """
+    return lambda statistics: _inverse_shares(statistics) / len(statistics.counts)
+
+
+def inverse_alignment(*, min_alignment: float = 0.1) -> ClassWeights:
+    """PCNSGD+R: `1 / (p_l ‖g_l‖)`, bounded where `p_l` is small.
+
+    What `pcn_jax.scale_by_class_norm` and `pcn_jax.scale_by_class_alignment` do in a
+    chain; the latter explains `min_alignment`.
+
+    Args:
+      min_alignment: Where the inverse of `p_l` ends, in [1e-6, 1].
+
+    Returns:
+      A function of `ClassStatistics` with an `alignment`.
+
+    Raises:
+      ValueError: If `min_alignment` is not in [1e-6, 1]; when called, if there is no
+        reference.
+
+    Example:
+      >>> alignment = jnp.array([0.5, 0.0])
+      >>> statistics = ClassStatistics(jnp.ones(2), jnp.ones(2), None, alignment)
+      >>> inverse_alignment()(statistics).tolist()
+      [2.0, 0.0]
+
+    References:
+      Francazi et al., 2023, PCNSGD+R.
+    """
+    if not 1e-6 <= min_alignment <= 1:
+        raise ValueError(f"min_alignment must be in [1e-6, 1], got {min_alignment!r}.")
+
+    def weights(statistics: ClassStatistics) -> jax.Array:
+        alignment = statistics.alignment
+        if alignment is None:
+            raise ValueError(
+                "inverse_alignment needs the class gradients of the whole training set: "
+                "pass reference=... to the function that pcn_value_and_grad returned."
+            )
+        bounded = alignment / jnp.maximum(jnp.abs(alignment), min_alignment) ** 2
+        return bounded * _inverse(statistics.norms)
+
+    return weights
+
+
+def _inverse_shares(statistics: ClassStatistics) -> jax.Array:
+    """`B / B_l`; for an absent class `B`, where nothing is multiplied by it."""
+    counts = statistics.counts.astype(statistics.norms.dtype)
+    return counts.sum() / jnp.where(counts == 0, 1, counts)
+
+
+def _inverse(x: jax.Array) -> jax.Array:
+    return jnp.where(x == 0, 0, 1 / jnp.where(x == 0, 1, x))
