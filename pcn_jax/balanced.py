@@ -18,7 +18,7 @@ from pcn_jax.class_gradients import (
     losses_and_aux,
     per_class_value_and_grad,
 )
-from pcn_jax.fused import gradients as fused
+from pcn_jax.fused import gradients, tracing
 from pcn_jax.fused.class_layout import sort_by_class
 from pcn_jax.fused.example_axis import NotProven
 from pcn_jax.geometry import (
@@ -181,7 +181,7 @@ def pcn_value_and_grad(
         given = params, (inputs, labels), groups, *args
         if path != "masked":
             try:
-                traced = fused.trace(losses_fn, *given)
+                traced = tracing.trace(losses_fn, *given)
             except NotProven as reason:
                 _masked_instead(reason, path)
             else:
@@ -228,11 +228,11 @@ def pcn_plan(
     def plan(params: chex.ArrayTree, inputs: Any, labels: Any, *args: Any) -> Plan:
         try:
             given = params, (inputs, labels), labels, *args
-            traced = fused.trace(losses_fn, *given)
+            traced = tracing.trace(losses_fn, *given)
         except NotProven as reason:
             return Plan("masked", str(reason), ())
         num_rows = min(num_classes, labels.shape[0])
-        choices = fused.choices_of(
+        choices = gradients.choices_of(
             traced, num_rows, with_reference=False, with_gramian=with_gramian
         )
         names = [
@@ -244,7 +244,7 @@ def pcn_plan(
             "",
             tuple(
                 (", ".join(names[k] for k in used), str(choice))
-                for used, choice in zip(fused.params_of(traced), choices, strict=True)
+                for used, choice in zip(tracing.params_of(traced), choices, strict=True)
             ),
         )
 
@@ -277,7 +277,7 @@ def _masked_instead(reason: NotProven, path: Path | None) -> None:
 
 
 def _fused(
-    traced: fused.Traced,
+    traced: tracing.Traced,
     given: tuple[Any, ...],
     num_classes: int,
     weigh: ClassWeights,
@@ -295,7 +295,7 @@ def _fused(
         units, _ = unit_class_grads(reference)
         at = jnp.minimum(layout.label, num_classes - 1)
         reference_of_rows = jax.tree.map(lambda x: x[at], units)
-    measured = fused.measure(
+    measured = gradients.measure(
         traced,
         *given,
         seeds=seeds,

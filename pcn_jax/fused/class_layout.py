@@ -8,19 +8,19 @@ import jax.numpy as jnp
 
 Carry = TypeVar("Carry")
 Chunk = tuple[jax.Array, jax.Array]
-"""Examples of one class: positions in the batch `[m]`, and which of them count `[m]`."""
+"""Some examples of one class: positions in the batch, and which of them count."""
 
 
 class ClassLayout(NamedTuple):
     """Where the examples of each class are that is present in the batch.
 
-    A batch of `B` examples shows at most `R = min(C, B)` classes: work is done for these
+    A batch of `B` examples shows at most `R = min(C, B)` classes. Work is done for these
     *rows*, and spread over all classes at the end.
 
     Attributes:
       row: Row of each example, `[B]`; `R` for padding.
       label: Class of each row, `[R]`; `C` for a row that is not used.
-      order: Positions of the examples, class after class, `[B]`.
+      order: Positions of the examples, row after row, `[B]`.
       start: Where each row starts in `order`, `[R]`.
       count: Examples of each row, `[R]`.
     """
@@ -41,6 +41,15 @@ class ClassLayout(NamedTuple):
         """`B`, the examples of the batch."""
         return len(self.order)
 
+    @property
+    def members(self) -> jax.Array:
+        """Which examples belong to each row, `[R, B]`."""
+        return self.row == _numbers(self.num_rows)
+
+    def to_examples(self, of_rows: jax.Array) -> jax.Array:
+        """A quantity of each row, given to its examples, `[B]`; zero for padding."""
+        return jnp.append(of_rows, jnp.zeros(1, of_rows.dtype))[self.row]
+
 
 def sort_by_class(labels: jax.Array, num_classes: int) -> ClassLayout:
     """Sorts a batch by class.
@@ -57,21 +66,30 @@ def sort_by_class(labels: jax.Array, num_classes: int) -> ClassLayout:
       >>> layout.row.tolist(), layout.label.tolist(), layout.count.tolist()
       ([1, 0, 4, 1], [2, 5, 9, 9], [1, 2, 0, 0])
     """
+    # Comparisons of all pairs are fewer and faster kernels than scatters on CPU.
     size = labels.shape[0]
-    num_rows = min(num_classes, size)
     real = (labels >= 0) & (labels < num_classes)
     labels = jnp.where(real, labels, num_classes)
-    order = jnp.argsort(labels, stable=True)
-    labels = labels[order]
-    row = jnp.cumsum(jnp.diff(labels, prepend=labels[:1]) > 0, dtype=jnp.int32)
-    row = jnp.where(labels == num_classes, num_rows, row)
-    count = jnp.zeros(num_rows, jnp.int32).at[row].add(1, mode="drop")
+    if num_classes <= size:
+        num_rows, row = num_classes, labels
+        label = jnp.arange(num_rows, dtype=labels.dtype)
+    else:
+        num_rows = size
+        same = labels[:, None] == labels[None, :]
+        earlier = _numbers(size) > jnp.arange(size, dtype=jnp.int32)[None, :]
+        is_first = real & ~jnp.any(same & earlier, axis=1)
+        smaller = labels[None, :] < labels[:, None]
+        row = jnp.sum(smaller & is_first[None, :], axis=1, dtype=jnp.int32)
+        row = jnp.where(real, row, num_rows)
+        here = jnp.where(row == _numbers(num_rows), labels, -1).max(axis=1)
+        label = jnp.where(here < 0, num_classes, here)
+    rows = _numbers(num_rows)
     return ClassLayout(
-        row=jnp.zeros(size, jnp.int32).at[order].set(row),
-        label=jnp.full(num_rows, num_classes).at[row].set(labels, mode="drop"),
-        order=order,
-        start=jnp.cumsum(count) - count,
-        count=count,
+        row=row,
+        label=label,
+        order=jnp.argsort(row),
+        start=jnp.sum(row < rows, axis=1, dtype=jnp.int32),
+        count=jnp.sum(row == rows, axis=1, dtype=jnp.int32),
     )
 
 
@@ -94,14 +112,19 @@ def over_chunks(
       The last carry.
     """
     number = -(-layout.count // size)
-    end = jnp.cumsum(number)
+    up_to = _numbers(layout.num_rows) >= _numbers(layout.num_rows).T
+    end = jnp.sum(jnp.where(up_to, number[None, :], 0), axis=1)
 
     def body(k: jax.Array, carry: Carry) -> Carry:
-        row = jnp.searchsorted(end, k, side="right")
+        row = jnp.sum(end <= k, dtype=jnp.int32)
         place = k - (end[row] - number[row])
-        within = place * size + jnp.arange(size)
-        counts = within < layout.count[row]
+        within = place * size + jnp.arange(size, dtype=jnp.int32)
         at = jnp.minimum(layout.start[row] + within, layout.size - 1)
-        return step(carry, row, place == 0, (layout.order[at], counts))
+        chunk = layout.order[at], within < layout.count[row]
+        return step(carry, row, place == 0, chunk)
 
     return jax.lax.fori_loop(0, end[-1], body, carry)
+
+
+def _numbers(size: int) -> jax.Array:
+    return jnp.arange(size, dtype=jnp.int32)[:, None]

@@ -10,8 +10,7 @@
 """
 
 import functools
-import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import chex
@@ -19,90 +18,21 @@ import jax
 import jax.numpy as jnp
 
 from pcn_jax.fused import strategies
-from pcn_jax.fused.class_layout import ClassLayout, sort_by_class
-from pcn_jax.fused.example_axis import NotProven, follow_examples
-from pcn_jax.fused.plan import Choice, choose, measured_in_place
-from pcn_jax.fused.program import Program, Slot, evaluate, flatten, needed_for
-from pcn_jax.fused.sites import Site, Taps, find_sites, weight_gradients
+from pcn_jax.fused.class_layout import ClassLayout
+from pcn_jax.fused.plan import Choice, block_size, choose
+from pcn_jax.fused.program import Slot
+from pcn_jax.fused.sites import (
+    Site,
+    Taps,
+    dense_factors,
+    example_gradients,
+    weight_gradients,
+)
+from pcn_jax.fused.tracing import Traced, pull_back_to_params, tap
 from pcn_jax.precision import at_least_float32
 
-_FEW_NUMBERS = 4096
-
-
-class Traced(NamedTuple):
-    """A loss function, understood.
-
-    Attributes:
-      program: All of it, with what only the auxiliary output needs.
-      sites: Where parameters meet examples.
-      in_place: Slots of parameters whose gradient has the norm of a parameter's.
-      params: Slots of the parameters.
-      aux: Structure of the auxiliary output.
-    """
-
-    program: Program
-    sites: list[Site]
-    in_place: set[Slot]
-    params: list[Slot]
-    aux: Any
-
-
-def trace(
-    losses_fn: Callable[..., tuple[jax.Array, Any]],
-    params: chex.ArrayTree,
-    inputs: Any,
-    labels: jax.Array,
-    *args: Any,
-) -> Traced:
-    """Traces a loss function and proves that examples do not interact in it.
-
-    Args:
-      losses_fn: Returns losses `[B]` and an auxiliary output.
-      params: Parameters.
-      inputs: Arrays `[B, ...]`.
-      labels: Integers `[B]`.
-      *args: What else it takes.
-
-    Returns:
-      What it is made of.
-
-    Raises:
-      NotProven: If examples interact, or if that cannot be excluded.
-    """
-    given = params, inputs, labels, *args
-    closed, shapes = jax.make_jaxpr(losses_fn, return_shape=True)(*given)
-    program = flatten(closed)
-    counted = jax.tree.leaves((inputs, labels))
-    if any(jnp.shape(x)[:1] != jnp.shape(labels) for x in counted):
-        raise NotProven("not all inputs have the examples on their first axis")
-    number = len(jax.tree.leaves(params))
-    axes = [
-        *[None] * number,
-        *[0] * len(counted),
-        *[None] * (len(program.inputs) - number - len(counted)),
-    ]
-    of_losses = needed_for(program, program.outputs[:1])._replace(
-        outputs=program.outputs[:1]
-    )
-    known = follow_examples(of_losses, axes)
-    if known[program.outputs[0]] != 0:
-        raise NotProven("the losses do not depend on the examples")
-    slots = program.inputs[:number]
-    depends = set(slots)
-    for equation in of_losses.equations:
-        if depends.intersection(equation.inputs):
-            depends.update(equation.outputs)
-    sites = find_sites(of_losses, known, depends)
-    if not sites:
-        raise NotProven("no parameter meets an example")
-    uses = itertools.chain.from_iterable(site.params for site in sites)
-    return Traced(
-        program,
-        sites,
-        measured_in_place(of_losses, set(uses)),
-        slots,
-        jax.tree.structure(shapes[1]),
-    )
+_HIGHEST = jax.lax.Precision.HIGHEST
+_MANY_NUMBERS = 2**17
 
 
 class Measured(NamedTuple):
@@ -156,143 +86,104 @@ def measure(
       What was measured.
     """
     given = jax.tree.leaves((params, inputs, labels, *args))
-    losses, aux, taps = _tap(traced, given, seeds)
+    losses, aux, taps = tap(traced, given, seeds)
     scale = _scale_of_rows(traced.sites, taps, layout)
-    weights = (1 / jnp.append(scale, 1))[layout.row]
-    choices = choices_of(
-        traced,
-        layout.num_rows,
-        with_reference=reference is not None,
-        with_gramian=with_gramian,
-    )
-    ways: dict[str, list[tuple[Site, Taps, Choice]]] = {}
-    for site, tap, choice in zip(traced.sites, taps, choices, strict=True):
-        ways.setdefault(choice.way, []).append((site, tap, choice))
+    weights = layout.to_examples(1 / scale)
+    options = {
+        "with_reference": reference is not None,
+        "with_gramian": with_gramian,
+    }
+    choices = choices_of(traced, layout.num_rows, **options)
+    ways: dict[str, list[tuple[Site, Taps, Choice]]] = {
+        way: [] for way in ("examples", "pairs", "rows", "masked", "stream", "lookup")
+    }
+    for site, taken, choice in zip(traced.sites, taps, choices, strict=True):
+        ways[choice.way].append((site, taken, choice))
 
+    # Small parameters: the gradients of all examples, side by side.
+    of_examples = {
+        site.params[0]: at_least_float32(example_gradients(site, taken))
+        for site, taken, _ in ways["examples"]
+    }
+    # Explicit class gradients, of parameters and of what is computed from them.
     rows: dict[Slot, jax.Array] = {}
-    for way in ("rows", "examples", "masked"):
-        for site, tap, choice in ways.get(way, ()):
-            for slot, grads in _rows(site, tap, weights, layout, choice).items():
-                rows[slot] = rows[slot] + grads if slot in rows else grads
-    in_place = traced.in_place if reference is None else set()
+    for site, taken, choice in ways["rows"] + ways["masked"]:
+        for slot, grads in _rows(site, taken, weights, layout, choice).items():
+            rows[slot] = rows[slot] + grads if slot in rows else grads
+    in_place = set() if reference is not None else traced.in_place
+    to_params = functools.partial(pull_back_to_params, traced, given)
     stacks = [grads for slot, grads in rows.items() if slot in in_place]
-    elsewhere = {slot: grads for slot, grads in rows.items() if slot not in in_place}
-    to_params = functools.partial(_pull_back_to_params, traced, given)
-    if elsewhere:
-        stacks = [*stacks, *jax.vmap(to_params)(elsewhere)]
+    behind = {slot: grads for slot, grads in rows.items() if slot not in in_place}
+    if behind:
+        stacks += jax.vmap(to_params)(behind)
     matrices = [at_least_float32(x).reshape(layout.num_rows, -1) for x in stacks]
 
-    products = None
-    if reference is not None:
-        units = [x.reshape(layout.num_rows, -1) for x in jax.tree.leaves(reference)]
-        pairs = zip(matrices, units, strict=True)
-        products = sum(jnp.sum(x * y.astype(x.dtype), axis=1) for x, y in pairs)
-    gramian = None
-    pairs_of = [(site, tap) for site, tap, _ in ways.get("pairs", ())]
+    # What needs neither: inner products of pairs of examples.
+    factors: list[tuple[jax.Array, ...]] = [
+        dense_factors(site, taken) for site, taken, _ in ways["pairs"]
+    ]
+    if of_examples:
+        small = _side_by_side(of_examples.values())
+        if with_gramian or layout.num_rows * small.shape[1] <= _MANY_NUMBERS:
+            members = jnp.where(layout.members, weights[None, :], 0)
+            matrices.append(
+                jnp.matmul(members.astype(small.dtype), small, precision=_HIGHEST)
+            )
+        else:
+            factors.append((small[:, None, :],))
+
+    gramian = products = None
     if with_gramian:
         parts = [jnp.matmul(x, x.T, precision=_HIGHEST) for x in matrices]
-        if pairs_of:
-            parts.append(strategies.pair_gramian(pairs_of, weights, layout))
+        if factors:
+            parts.append(strategies.pair_gramian(factors, weights, layout))
         gramian = sum(parts[1:], start=parts[0])
         squares = jnp.diagonal(gramian)
     else:
-        squares = jnp.zeros(layout.num_rows, losses.dtype)
-        for matrix in matrices:
-            squares += jnp.sum(matrix * matrix, axis=1)
-        for site, tap, choice in ways.get("stream", ()):
+        squares = sum(
+            (jnp.sum(x * x, axis=1) for x in matrices),
+            start=jnp.zeros(layout.num_rows, losses.dtype),
+        )
+        for site, taken, choice in ways["stream"]:
             squares += strategies.stream_squares(
-                site, tap, weights, layout, choice.at_once or 1
+                site, taken, weights, layout, choice.at_once
             )
-        for site, tap, _ in ways.get("lookup", ()):
-            squares += strategies.lookup_squares(site, tap, weights, layout)
-        if pairs_of:
-            block = ways["pairs"][0][2].at_once or 1
-            squares += strategies.pair_squares(pairs_of, weights, layout, block)
+        for site, taken, _ in ways["lookup"]:
+            squares += strategies.lookup_squares(site, taken, weights, layout)
+        if factors:
+            size = block_size(layout.size, layout.num_rows, factors[0][0].shape[1])
+            squares += strategies.pair_squares(factors, weights, layout, size)
+    if reference is not None:
+        units = [x.reshape(layout.num_rows, -1) for x in jax.tree.leaves(reference)]
+        products = sum(
+            jnp.sum(x * y.astype(x.dtype), axis=1)
+            for x, y in zip(matrices, units, strict=True)
+        )
 
     def add_up(row_weights: jax.Array) -> chex.ArrayTree:
-        example_weights = jnp.append(row_weights, 0)[layout.row]
-        factors = row_weights * scale
-        sums = {
-            slot: jnp.tensordot(factors.astype(x.dtype), x, 1, precision=_HIGHEST)
-            for slot, x in rows.items()
-        }
-        for way in ("pairs", "stream", "lookup"):
-            for site, tap, _ in ways.get(way, ()):
-                sums |= weight_gradients(site, tap, example_weights)
+        of_rows, each = row_weights * scale, layout.to_examples(row_weights)
+        sums = {slot: _weighted_sum(of_rows, x) for slot, x in rows.items()}
+        sums |= {slot: _weighted_sum(each, x) for slot, x in of_examples.items()}
+        for site, taken, _ in ways["pairs"] + ways["stream"] + ways["lookup"]:
+            sums |= weight_gradients(site, taken, each)
         return jax.tree.unflatten(jax.tree.structure(params), to_params(sums))
 
     return Measured(losses, aux, squares, gramian, products, scale, add_up)
-
-
-def params_of(traced: Traced) -> list[list[int]]:
-    """Of each site, the positions of the parameters that it uses, as `jax.tree` counts."""
-    made_by = {
-        slot: equation
-        for equation in traced.program.equations
-        for slot in equation.outputs
-    }
-    place = {slot: k for k, slot in enumerate(traced.params)}
-
-    def behind(slot: Slot) -> set[int]:
-        if slot in place:
-            return {place[slot]}
-        inputs = made_by[slot].inputs if slot in made_by else ()
-        return set().union(*map(behind, inputs))
-
-    return [sorted(set().union(*map(behind, site.params))) for site in traced.sites]
 
 
 def choices_of(
     traced: Traced, num_rows: int, *, with_reference: bool, with_gramian: bool
 ) -> list[Choice]:
     """Chooses a way for each site of a loss function."""
-    on_cpu = jax.default_backend() == "cpu"
     return [
         choose(
             site,
             num_rows,
             keep_rows=with_reference or not traced.in_place.issuperset(site.params),
             with_gramian=with_gramian,
-            on_cpu=on_cpu,
         )
         for site in traced.sites
     ]
-
-
-def _tap(
-    traced: Traced, given: Sequence[Any], seeds: jax.Array
-) -> tuple[jax.Array, Any, list[Taps]]:
-    """One pass forwards and one back: losses, auxiliary output and taps."""
-    program, sites = traced.program, traced.sites
-    place = {site.equation.outputs: k for k, site in enumerate(sites)}
-    probes = [
-        [
-            jnp.zeros(program.types[slot].shape, program.types[slot].dtype)
-            for slot in itertools.compress(site.equation.outputs, site.differentiable)
-        ]
-        for site in sites
-    ]
-
-    def forward(probes: list[list[jax.Array]]) -> tuple[jax.Array, Any]:
-        def add_probes(outputs: tuple[Slot, ...], results: list[Any]) -> list[Any]:
-            if outputs not in place:
-                return results
-            site, more = sites[place[outputs]], iter(probes[place[outputs]])
-            flags = site.differentiable
-            return [
-                x + next(more) if flag else x
-                for x, flag in zip(results, flags, strict=True)
-            ]
-
-        values = evaluate(program, given, add_probes)
-        operands = [{x: values[x] for x in site.axes} for site in sites]
-        losses, *aux = (values[slot] for slot in program.outputs)
-        return at_least_float32(losses), (operands, aux)
-
-    losses, pullback, (operands, aux) = jax.vjp(forward, probes, has_aux=True)
-    (cotangents,) = pullback(seeds.astype(losses.dtype))
-    taps = [Taps(*pair) for pair in zip(operands, cotangents, strict=True)]
-    return losses, jax.tree.unflatten(traced.aux, aux), taps
 
 
 def _scale_of_rows(
@@ -300,54 +191,39 @@ def _scale_of_rows(
 ) -> jax.Array:
     """The size of the cotangents of each row `[R]`, 1 where it is zero.
 
-    All cotangents of an example scale with its loss, so a look at small ones will do.
+    All cotangents of an example scale with its loss, so a look at the fewest will do.
     """
-    largest: dict[int, list[jax.Array]] = {}
-    for site, tap in zip(sites, taps, strict=True):
-        for axis, x in zip(site.out_axes, tap.cotangents, strict=True):
-            others = [d for d in range(x.ndim) if d != axis]
-            numbers = x.size // max(x.shape[axis], 1)
-            largest.setdefault(max(numbers, _FEW_NUMBERS), []).append(
-                jnp.max(jnp.abs(at_least_float32(x)), axis=others, initial=0)
-            )
-    of_examples = functools.reduce(jnp.maximum, largest[min(largest)])
-    rows = (
-        jnp.zeros(layout.num_rows + 1, of_examples.dtype)
-        .at[layout.row]
-        .max(of_examples)
+    cotangent, axis = min(
+        (
+            (x, axis)
+            for site, taken in zip(sites, taps, strict=True)
+            for axis, x in zip(site.out_axes, taken.cotangents, strict=True)
+        ),
+        key=lambda found: found[0].size,
     )
-    rows = rows[: layout.num_rows]
-    usable = rows > jnp.finfo(rows.dtype).tiny
-    return jnp.where(usable, rows, 1)
+    sizes = jnp.moveaxis(jnp.abs(at_least_float32(cotangent)), axis, 0)
+    of_examples = sizes.reshape(layout.size, -1).max(axis=1)
+    of_rows = jnp.where(layout.members, of_examples[None, :], 0).max(axis=1)
+    return jnp.where(of_rows > jnp.finfo(of_rows.dtype).tiny, of_rows, 1)
 
 
 def _rows(
     site: Site, taps: Taps, weights: jax.Array, layout: ClassLayout, choice: Choice
 ) -> dict[Slot, jax.Array]:
+    """Class-summed gradients `[R, *param.shape]` of each parameter of a site."""
     if choice.way == "masked":
         return strategies.sum_masked(site, taps, weights, layout)
     (slot,) = site.params
-    if choice.way == "examples":
-        return {slot: strategies.sum_examples(site, taps, weights, layout)}
-    return {slot: strategies.sum_rows(site, taps, weights, layout, choice.at_once or 1)}
+    if site.kind != "elementwise":
+        return {slot: strategies.sum_rows(site, taps, weights, layout, choice.at_once)}
+    grads = at_least_float32(example_gradients(site, taps))
+    members = jnp.where(layout.members, weights[None, :], 0).astype(grads.dtype)
+    return {slot: jnp.tensordot(members, grads, 1, precision=_HIGHEST)}
 
 
-def _pull_back_to_params(
-    traced: Traced, given: Sequence[Any], grads: dict[Slot, jax.Array]
-) -> list[jax.Array]:
-    """From gradients by values that depend on parameters alone, to the parameters."""
-    program = needed_for(traced.program, grads)
-    number = len(traced.params)
-
-    def values(params: Sequence[jax.Array]) -> dict[Slot, jax.Array]:
-        known = evaluate(program, [*params, *given[number:]])
-        return {slot: known[slot] for slot in grads}
-
-    expected, pullback = jax.vjp(values, list(given[:number]))
-    (by_params,) = pullback(
-        {slot: grad.astype(expected[slot].dtype) for slot, grad in grads.items()}
-    )
-    return list(by_params)
+def _side_by_side(arrays: Iterable[jax.Array]) -> jax.Array:
+    return jnp.concatenate([x.reshape(len(x), -1) for x in arrays], axis=1)
 
 
-_HIGHEST = jax.lax.Precision.HIGHEST
+def _weighted_sum(weights: jax.Array, x: jax.Array) -> jax.Array:
+    return jnp.tensordot(weights.astype(x.dtype), x, 1, precision=_HIGHEST)

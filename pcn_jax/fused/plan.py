@@ -4,6 +4,8 @@ import math
 from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
+import jax
+
 from pcn_jax.fused.program import Program, Slot
 from pcn_jax.fused.sites import Site
 
@@ -22,7 +24,7 @@ _VIEWS = {
 _WEIGHT_OF_MEMORY = 60
 """Multiplications in the time in which one number of a gradient is read and written."""
 _TOKENS_AT_ONCE = 256
-_EXAMPLES_AT_ONCE = 32
+_LEAST_BLOCK, _LARGEST_BLOCK = 16, 128
 
 
 class Choice(NamedTuple):
@@ -37,7 +39,7 @@ class Choice(NamedTuple):
     """
 
     way: Way
-    at_once: int | None = None
+    at_once: int = 0
 
     def __str__(self) -> str:
         """The way, and how many examples it takes at once."""
@@ -50,7 +52,6 @@ def choose(
     *,
     keep_rows: bool,
     with_gramian: bool,
-    on_cpu: bool,
 ) -> Choice:
     """Chooses by operations and memory.
 
@@ -59,14 +60,13 @@ def choose(
       num_rows: `R`, the most classes that the batch can show.
       keep_rows: Whether the class gradients themselves are needed.
       with_gramian: Whether their inner products are needed, and not only their norms.
-      on_cpu: Whether small blocks, which stay in the cache, are better than large ones.
 
     Returns:
       The choice.
     """
     stacked = keep_rows or with_gramian
     if site.kind == "elementwise":
-        return Choice("examples")
+        return Choice("rows" if keep_rows else "examples")
     if site.kind == "other" or (site.kind == "lookup" and stacked):
         return Choice("masked")
     if site.kind == "lookup":
@@ -74,15 +74,21 @@ def choose(
     size, tokens, inner = site.size, site.tokens, site.contracted
     weights = math.prod(site.param_shape)
     chunk = max(1, min(_TOKENS_AT_ONCE // tokens, size // (2 * num_rows)))
-    if site.kind == "dense" and not keep_rows:
-        pairs = (size * tokens) ** 2 * (inner + weights // inner)
-        one_by_one = weights * (size // chunk + num_rows) * _WEIGHT_OF_MEMORY
-        if pairs <= 2 * one_by_one:
-            block = max(1, _EXAMPLES_AT_ONCE // tokens) if on_cpu else size
-            return Choice("pairs", min(block, size))
     activations = size * tokens * (inner + weights // inner)
+    if site.kind == "dense" and not keep_rows:
+        one_by_one = weights * (size // chunk + num_rows) * _WEIGHT_OF_MEMORY
+        if size * tokens * activations <= 2 * one_by_one:
+            return Choice("pairs")
     fits = num_rows * weights <= activations
     return Choice("rows" if stacked or fits else "stream", chunk)
+
+
+def block_size(size: int, num_rows: int, tokens: int) -> int:
+    """Examples whose pairs are taken at once: the size of a class, more or less."""
+    if jax.default_backend() != "cpu":
+        return size  # one large product of matrices
+    block = min(max(size // (2 * num_rows), _LEAST_BLOCK), _LARGEST_BLOCK)
+    return min(max(block // tokens, 1), size)
 
 
 def measured_in_place(program: Program, slots: Iterable[Slot]) -> set[Slot]:

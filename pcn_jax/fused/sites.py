@@ -152,17 +152,16 @@ def masked_gradients(
     return jax.vmap(of_row)(jnp.arange(layout.num_rows, dtype=layout.row.dtype))
 
 
-def example_gradients(site: Site, taps: Taps, weights: jax.Array) -> jax.Array:
-    """The same for each example, `[B, *param.shape]`, at an elementwise site."""
-    (slot,), (axis,) = site.params, site.out_axes
-    (cotangent,) = _weighted(site, taps, weights)
+def example_gradients(site: Site, taps: Taps) -> jax.Array:
+    """Gradients of the examples `[B, *param.shape]`, at an elementwise site."""
+    (slot,), (axis,), (cotangent,) = site.params, site.out_axes, taps.cotangents
     param = taps.values[slot]
     if not param.ndim:
         param = param.reshape((1,) * cotangent.ndim)
     copies = [cotangent.shape[d] if d == axis else 1 for d in range(param.ndim)]
     values = {**taps.values, slot: jnp.tile(param, copies)}  # each has its own gradient
     grads = jnp.moveaxis(_pull_back(site, values, [cotangent])[slot], axis, 0)
-    return at_least_float32(grads.reshape(-1, *site.param_shape))
+    return grads.reshape(-1, *site.param_shape)
 
 
 def chunk_gradient(

@@ -4,7 +4,9 @@ Each looks at the taps of a site and finds the squared norms of the rows of its 
 gradient, `[R]`; a row is one class that the batch shows. They differ in what they pay.
 """
 
+import functools
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +17,6 @@ from pcn_jax.fused.sites import (
     Site,
     Taps,
     chunk_gradient,
-    dense_factors,
-    example_gradients,
     lookup_factors,
     masked_gradients,
 )
@@ -62,15 +62,6 @@ def stream_squares(
     return over_chunks(layout, chunk_size, add, carry)[1]
 
 
-def sum_examples(
-    site: Site, taps: Taps, weights: jax.Array, layout: ClassLayout
-) -> jax.Array:
-    """Class-summed gradients `[R, *param.shape]` of an elementwise site."""
-    grads = example_gradients(site, taps, weights)
-    members = layout.row == jnp.arange(layout.num_rows, dtype=layout.row.dtype)[:, None]
-    return jnp.tensordot(members.astype(grads.dtype), grads, 1, precision=_HIGHEST)
-
-
 def sum_masked(
     site: Site, taps: Taps, weights: jax.Array, layout: ClassLayout
 ) -> dict[int, jax.Array]:
@@ -80,12 +71,12 @@ def sum_masked(
 
 
 def pair_squares(
-    dense: Sequence[tuple[Site, Taps]],
+    factors: Sequence[tuple[jax.Array, ...]],
     weights: jax.Array,
     layout: ClassLayout,
     block_size: int,
 ) -> jax.Array:
-    """Squared norms `[R]` at dense sites, without any gradient.
+    """Squared norms `[R]` from inner products of examples, without any weight gradient.
 
         ‖Σ_i a_i δ_iᵀ‖² = Σ_ij ⟨a_i, a_j⟩ ⟨δ_i, δ_j⟩
 
@@ -93,7 +84,8 @@ def pair_squares(
     class, and by symmetry only those on one side of it are needed.
 
     Args:
-      dense: Sites and their taps.
+      factors: For each site arrays `[B, T, size]` whose outer products, summed over
+        `T`, are the gradients of the examples (see `sites.dense_factors`).
       weights: One an example, `[B]`.
       layout: The batch.
       block_size: Examples in a block.
@@ -101,50 +93,62 @@ def pair_squares(
     Returns:
       The sum of the squares over all sites, in float32 or wider.
     """
-    factors = [dense_factors(site, taps) for site, taps in dense]
-    size = layout.size
-    number = -(-size // block_size)
-    places = jnp.arange(number * block_size).reshape(number, block_size)
+    size, number = layout.size, -(-layout.size // block_size)
+    places = jnp.arange(number * block_size, dtype=jnp.int32)
     positions = layout.order[jnp.minimum(places, size - 1)]
     rows = jnp.where(places < size, layout.row[positions], layout.num_rows)
-    dtype = jnp.result_type(*(at_least_float32(x).dtype for x, _ in factors))
+    positions, rows = (x.reshape(number, block_size) for x in (positions, rows))
+    flat = [tuple(x.reshape(size, -1) for x in arrays) for arrays in factors]
+    tokens = [arrays[0].shape[1] for arrays in factors]
+    dtype = weights.dtype
 
-    def block(k: jax.Array) -> list[tuple[jax.Array, jax.Array]]:
+    def block(k: jax.Array) -> list[tuple[jax.Array, ...]]:
         at = positions[k]
-        factor = weights[at][:, None, None]
-        return [(x[at], y[at] * factor.astype(y.dtype)) for x, y in factors]
+        taken = []
+        for times, arrays in zip(tokens, flat, strict=True):
+            *others, last = (x[at] for x in arrays)
+            last = last * weights[at].astype(last.dtype)[:, None]
+            shape = block_size * times, -1
+            taken.append(tuple(x.reshape(shape) for x in (*others, last)))
+        return taken
 
-    def outer(k: jax.Array, squares: jax.Array) -> jax.Array:
+    def within_rows(k: jax.Array, j: jax.Array, left: Any, right: Any) -> jax.Array:
+        pairs = _pair_products(left, right, tokens).astype(dtype)
+        same = rows[k][:, None] == rows[j][None, :]
+        return jnp.where(same, pairs, 0).sum(axis=1)
+
+    def outer(k: jax.Array, sums: jax.Array) -> jax.Array:
         here = block(k)
 
         def add(carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
             j, sums = carry
-            pairs = _pair_products(here, block(j)).astype(dtype)
-            same = rows[k][:, None] == rows[j][None, :]
-            twice = jnp.where(j > k, 2, 1).astype(dtype)
-            return j + 1, sums + twice * jnp.where(same, pairs, 0).sum(axis=1)
+            return j + 1, sums + 2 * within_rows(k, j, here, block(j))
 
         def may_match(carry: tuple[jax.Array, jax.Array]) -> jax.Array:
-            j, _ = carry
-            return (j < number) & (rows[jnp.minimum(j, number - 1), 0] <= rows[k, -1])
+            j = jnp.minimum(carry[0], number - 1)
+            return (carry[0] < number) & (rows[j, 0] <= rows[k, -1])
 
-        _, sums = lax.while_loop(may_match, add, (k, jnp.zeros(block_size, dtype)))
-        return squares.at[rows[k]].add(sums, mode="drop")
+        start = k + 1, within_rows(k, k, here, here)
+        _, of_block = lax.while_loop(may_match, add, start)
+        return lax.dynamic_update_index_in_dim(sums, of_block, k, 0)
 
-    return lax.fori_loop(0, number, outer, jnp.zeros(layout.num_rows, dtype))
+    sums = lax.fori_loop(0, number, outer, jnp.zeros((number, block_size), dtype))
+    members = rows.reshape(1, -1) == jnp.arange(layout.num_rows)[:, None]
+    return jnp.where(members, sums.reshape(1, -1), 0).sum(axis=1)
 
 
 def pair_gramian(
-    dense: Sequence[tuple[Site, Taps]], weights: jax.Array, layout: ClassLayout
+    factors: Sequence[tuple[jax.Array, ...]], weights: jax.Array, layout: ClassLayout
 ) -> jax.Array:
-    """Inner products `[R, R]` of all rows at dense sites, from those of all examples."""
-    factors = [dense_factors(site, taps) for site, taps in dense]
-    factor = weights[:, None, None]
-    given = [(x, y * factor.astype(y.dtype)) for x, y in factors]
-    pairs = _pair_products(given, given)
-    members = layout.row == jnp.arange(layout.num_rows, dtype=layout.row.dtype)[:, None]
-    by_row = jnp.matmul(members.astype(pairs.dtype), pairs, precision=_HIGHEST)
-    return jnp.matmul(by_row, members.astype(pairs.dtype).T, precision=_HIGHEST)
+    """Inner products `[R, R]` of all rows, from those of all examples."""
+    flat = []
+    for *others, last in factors:
+        last = last * weights.astype(last.dtype)[:, None, None]
+        flat.append(tuple(x.reshape(-1, x.shape[-1]) for x in (*others, last)))
+    pairs = _pair_products(flat, flat, [last.shape[1] for *_, last in factors])
+    members = layout.members.astype(pairs.dtype)
+    by_row = jnp.matmul(members, pairs, precision=_HIGHEST)
+    return jnp.matmul(by_row, members.T, precision=_HIGHEST)
 
 
 def lookup_squares(
@@ -174,23 +178,25 @@ def lookup_squares(
 
 
 def _pair_products(
-    left: Sequence[tuple[jax.Array, jax.Array]],
-    right: Sequence[tuple[jax.Array, jax.Array]],
+    left: Sequence[tuple[jax.Array, ...]],
+    right: Sequence[tuple[jax.Array, ...]],
+    tokens: Sequence[int],
 ) -> jax.Array:
     """Inner products `[m, n]` of the gradients of examples, added over sites."""
     total = []
-    for (a, u), (b, v) in zip(left, right, strict=True):
-        products = _all_products(a, b) * _all_products(u, v)  # of tokens
-        total.append(
-            products.reshape(len(a), a.shape[1], len(b), b.shape[1]).sum(axis=(1, 3))
-        )
+    for ours, theirs, times in zip(left, right, tokens, strict=True):
+        products = functools.reduce(jnp.multiply, map(_products, ours, theirs))
+        if times > 1:
+            m, n = (size // times for size in products.shape)
+            products = products.reshape(m, times, n, times).sum(axis=(1, 3))
+        total.append(products)
     return sum(total[1:], start=total[0])
 
 
-def _all_products(x: jax.Array, y: jax.Array) -> jax.Array:
+def _products(x: jax.Array, y: jax.Array) -> jax.Array:
     return lax.dot_general(
-        x.reshape(-1, x.shape[-1]),
-        y.reshape(-1, y.shape[-1]),
+        x,
+        y,
         (((1,), (1,)), ((), ())),
         precision=_HIGHEST,
         preferred_element_type=jnp.promote_types(x.dtype, jnp.float32),

@@ -1,0 +1,181 @@
+"""A loss function, understood: its program, its sites, and passes through it."""
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from pcn_jax.fused.example_axis import NotProven, follow_examples
+from pcn_jax.fused.plan import measured_in_place
+from pcn_jax.fused.program import Program, Slot, evaluate, flatten, needed_for
+from pcn_jax.fused.sites import Site, Taps, find_sites
+from pcn_jax.precision import at_least_float32
+
+
+class Traced(NamedTuple):
+    """A loss function, understood.
+
+    Attributes:
+      program: All of it, with what only the auxiliary output needs.
+      sites: Where parameters meet examples.
+      in_place: Slots of parameters whose gradient has the norm of a parameter's.
+      params: Slots of the parameters.
+      aux: Structure of the auxiliary output.
+    """
+
+    program: Program
+    sites: list[Site]
+    in_place: set[Slot]
+    params: list[Slot]
+    aux: Any
+
+
+def trace(
+    losses_fn: Callable[..., tuple[jax.Array, Any]],
+    params: chex.ArrayTree,
+    inputs: Any,
+    labels: jax.Array,
+    *args: Any,
+) -> Traced:
+    """Traces a loss function and proves that examples do not interact in it.
+
+    Args:
+      losses_fn: Returns losses `[B]` and an auxiliary output.
+      params: Parameters.
+      inputs: Arrays `[B, ...]`.
+      labels: Integers `[B]`.
+      *args: What else it takes.
+
+    Returns:
+      What it is made of.
+
+    Raises:
+      NotProven: If examples interact, or if that cannot be excluded.
+    """
+    given = params, inputs, labels, *args
+    closed, shapes = jax.make_jaxpr(losses_fn, return_shape=True)(*given)
+    program = flatten(closed)
+    counted = jax.tree.leaves((inputs, labels))
+    if any(jnp.shape(x)[:1] != jnp.shape(labels) for x in counted):
+        raise NotProven("not all inputs have the examples on their first axis")
+    number = len(jax.tree.leaves(params))
+    axes = [
+        *[None] * number,
+        *[0] * len(counted),
+        *[None] * (len(program.inputs) - number - len(counted)),
+    ]
+    of_losses = needed_for(program, program.outputs[:1])._replace(
+        outputs=program.outputs[:1]
+    )
+    known = follow_examples(of_losses, axes)
+    if known[program.outputs[0]] != 0:
+        raise NotProven("the losses do not depend on the examples")
+    slots = program.inputs[:number]
+    depends = set(slots)
+    for equation in of_losses.equations:
+        if depends.intersection(equation.inputs):
+            depends.update(equation.outputs)
+    sites = find_sites(of_losses, known, depends)
+    if not sites:
+        raise NotProven("no parameter meets an example")
+    uses = itertools.chain.from_iterable(site.params for site in sites)
+    return Traced(
+        program,
+        sites,
+        measured_in_place(of_losses, set(uses)),
+        slots,
+        jax.tree.structure(shapes[1]),
+    )
+
+
+def tap(
+    traced: Traced, given: Sequence[Any], seeds: jax.Array
+) -> tuple[jax.Array, Any, list[Taps]]:
+    """Passes through the network and back, without taking any weight gradient.
+
+    Args:
+      traced: The loss function.
+      given: Its arguments, flat.
+      seeds: Weights of the examples' losses in the objective, `[B]`.
+
+    Returns:
+      Losses `[B]` in float32 or wider, the auxiliary output and the taps of each site.
+    """
+    program, sites = traced.program, traced.sites
+    place = {site.equation.outputs: k for k, site in enumerate(sites)}
+    probes = [
+        [
+            jnp.zeros(program.types[slot].shape, program.types[slot].dtype)
+            for slot in itertools.compress(site.equation.outputs, site.differentiable)
+        ]
+        for site in sites
+    ]
+
+    def forward(probes: list[list[jax.Array]]) -> tuple[jax.Array, Any]:
+        def add_probes(outputs: tuple[Slot, ...], results: list[Any]) -> list[Any]:
+            if outputs not in place:
+                return results
+            site, more = sites[place[outputs]], iter(probes[place[outputs]])
+            flags = site.differentiable
+            return [
+                x + next(more) if flag else x
+                for x, flag in zip(results, flags, strict=True)
+            ]
+
+        values = evaluate(program, given, add_probes)
+        operands = [{x: values[x] for x in site.axes} for site in sites]
+        losses, *aux = (values[slot] for slot in program.outputs)
+        return at_least_float32(losses), (operands, aux)
+
+    losses, pullback, (operands, aux) = jax.vjp(forward, probes, has_aux=True)
+    (cotangents,) = pullback(seeds.astype(losses.dtype))
+    taps = [Taps(*pair) for pair in zip(operands, cotangents, strict=True)]
+    return losses, jax.tree.unflatten(traced.aux, aux), taps
+
+
+def pull_back_to_params(
+    traced: Traced, given: Sequence[Any], grads: dict[Slot, jax.Array]
+) -> list[jax.Array]:
+    """From gradients by values that depend on parameters alone, to the parameters.
+
+    Args:
+      traced: The loss function.
+      given: Its arguments, flat.
+      grads: Gradients, by the slots of the values.
+
+    Returns:
+      Gradients by the parameters, flat.
+    """
+    program = needed_for(traced.program, grads)
+    number = len(traced.params)
+
+    def values(params: Sequence[jax.Array]) -> dict[Slot, jax.Array]:
+        known = evaluate(program, [*params, *given[number:]])
+        return {slot: known[slot] for slot in grads}
+
+    expected, pullback = jax.vjp(values, list(given[:number]))
+    (by_params,) = pullback(
+        {slot: grad.astype(expected[slot].dtype) for slot, grad in grads.items()}
+    )
+    return list(by_params)
+
+
+def params_of(traced: Traced) -> list[list[int]]:
+    """Of each site, the positions of the parameters that it uses, as `jax.tree` counts."""
+    made_by = {
+        slot: equation
+        for equation in traced.program.equations
+        for slot in equation.outputs
+    }
+    place = {slot: k for k, slot in enumerate(traced.params)}
+
+    def behind(slot: Slot) -> set[int]:
+        if slot in place:
+            return {place[slot]}
+        inputs = made_by[slot].inputs if slot in made_by else ()
+        return set().union(*map(behind, inputs))
+
+    return [sorted(set().union(*map(behind, site.params))) for site in traced.sites]
