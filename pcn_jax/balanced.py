@@ -290,53 +290,31 @@ def _fused(
     seeds = real / at_least_one(real.sum())
     # Labels that could not be checked before must not pass silently: NaN.
     seeds = jnp.where(jnp.any(groups >= num_classes), jnp.nan, seeds)
-    reference_of_rows = None
     if reference is not None:
-        units, _ = unit_class_grads(reference)
-        at = jnp.minimum(layout.label, num_classes - 1)
-        reference_of_rows = jax.tree.map(lambda x: x[at], units)
+        reference = jax.tree.map(layout.of_classes, unit_class_grads(reference)[0])
     measured = gradients.measure(
         traced,
         *given,
         seeds=seeds,
         layout=layout,
-        reference=reference_of_rows,
+        reference=reference,
         with_gramian=with_gramian,
     )
-
-    def to_classes(rows: jax.Array) -> jax.Array:
-        of_classes = jnp.zeros(num_classes, rows.dtype)
-        return of_classes.at[layout.label].set(rows, mode="drop")
-
-    norms = jnp.sqrt(measured.squares)
+    norms, scale = jnp.sqrt(measured.squares), measured.scale
     gramian = alignment = None
     if measured.gramian is not None:
-        scaled = measured.gramian * measured.scale[:, None] * measured.scale[None, :]
-        gramian = jnp.zeros((num_classes, num_classes), scaled.dtype)
-        at = layout.label[:, None], layout.label[None, :]
-        gramian = gramian.at[at].set(scaled, mode="drop")
+        gramian = measured.gramian * scale[:, None] * scale[None, :]
+        gramian = layout.to_classes(layout.to_classes(gramian).T).T
     if measured.products is not None:
         cosines = measured.products / jnp.where(norms == 0, 1, norms)
-        alignment = to_classes(jnp.clip(cosines, -1, 1))
-    counts = (
-        jnp.zeros(num_classes, jnp.int32)
-        .at[layout.label]
-        .set(layout.count, mode="drop")
-    )
-    statistics = ClassStatistics(
-        to_classes(norms * measured.scale), counts, gramian, alignment
-    )
-    class_weights = _checked(weigh(statistics), num_classes)
-    present = jnp.minimum(layout.label, num_classes - 1)
-    of_rows = jnp.where(layout.count > 0, class_weights[present], 0)
-    loss_sums = jnp.zeros(layout.num_rows + 1, norms.dtype)
-    loss_sums = loss_sums.at[layout.row].add(measured.losses)[:-1]
-    value = PCNValue(
-        to_classes(loss_sums / at_least_one(layout.count).astype(norms.dtype)),
-        statistics,
-        class_weights,
-        measured.aux,
-    )
+        alignment = layout.to_classes(jnp.clip(cosines, -1, 1))
+    norms, counts = layout.to_classes(norms * scale), layout.to_classes(layout.count)
+    statistics = ClassStatistics(norms, counts, gramian, alignment)
+    weights = _checked(weigh(statistics), num_classes)
+    of_rows = jnp.where(layout.count > 0, layout.of_classes(weights), 0)
+    losses = jnp.where(layout.members, measured.losses[None, :], 0).sum(axis=1)
+    losses = losses / at_least_one(layout.count).astype(losses.dtype)
+    value = PCNValue(layout.to_classes(losses), statistics, weights, measured.aux)
     return value, measured.add_up(of_rows)
 
 

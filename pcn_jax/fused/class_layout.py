@@ -23,6 +23,7 @@ class ClassLayout(NamedTuple):
       order: Positions of the examples, row after row, `[B]`.
       start: Where each row starts in `order`, `[R]`.
       count: Examples of each row, `[R]`.
+      num_classes: `C`.
     """
 
     row: jax.Array
@@ -30,6 +31,8 @@ class ClassLayout(NamedTuple):
     order: jax.Array
     start: jax.Array
     count: jax.Array
+
+    num_classes: int
 
     @property
     def num_rows(self) -> int:
@@ -45,6 +48,20 @@ class ClassLayout(NamedTuple):
     def members(self) -> jax.Array:
         """Which examples belong to each row, `[R, B]`."""
         return self.row == _numbers(self.num_rows)
+
+    def to_classes(self, of_rows: jax.Array) -> jax.Array:
+        """A quantity of each row `[R, ...]`, in its place among all classes `[C, ...]`."""
+        if self.num_rows == self.num_classes:
+            return of_rows
+        here = self.label == _numbers(self.num_classes)  # [C, R]
+        here = here.reshape(*here.shape, *[1] * (of_rows.ndim - 1))
+        return jnp.where(here, of_rows[None], 0).sum(axis=1, dtype=of_rows.dtype)
+
+    def of_classes(self, of_classes: jax.Array) -> jax.Array:
+        """A quantity of each class `[C, ...]`, for each row; arbitrary if not used."""
+        if self.num_rows == self.num_classes:
+            return of_classes
+        return of_classes[jnp.minimum(self.label, self.num_classes - 1)]
 
     def to_examples(self, of_rows: jax.Array) -> jax.Array:
         """A quantity of each row, given to its examples, `[B]`; zero for padding."""
@@ -90,6 +107,7 @@ def sort_by_class(labels: jax.Array, num_classes: int) -> ClassLayout:
         order=jnp.argsort(row),
         start=jnp.sum(row < rows, axis=1, dtype=jnp.int32),
         count=jnp.sum(row == rows, axis=1, dtype=jnp.int32),
+        num_classes=num_classes,
     )
 
 
