@@ -1,6 +1,8 @@
 """Per-class normalised gradient descent in JAX: training on imbalanced data."""
 
+from pcn_jax import weights
 from pcn_jax.accumulation import accumulate, combine
+from pcn_jax.balanced import PCNValue, Plan, pcn_plan, pcn_value_and_grad
 from pcn_jax.class_gradients import (
     ClassValue,
     per_class_value_and_grad,
@@ -37,10 +39,14 @@ from pcn_jax.transforms import (
     scale_by_class_norm,
     sum_over_classes,
 )
+from pcn_jax.weights import ClassStatistics
 
 __all__ = [
+    "ClassStatistics",
     "ClassValue",
     "InitialDrop",
+    "PCNValue",
+    "Plan",
     "Sampler",
     "accumulate",
     "class_alignment",
@@ -53,6 +59,8 @@ __all__ = [
     "known_labels_value_and_grad",
     "macro_recall",
     "oversampled",
+    "pcn_plan",
+    "pcn_value_and_grad",
     "pcngd",
     "pcnsgd",
     "per_class_value_and_grad",
@@ -69,5 +77,6 @@ __all__ = [
     "sum_over_classes",
     "uniform",
     "unit_class_grads",
+    "weights",
 ]
 __version__ = "0.1.0"

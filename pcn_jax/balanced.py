@@ -20,7 +20,7 @@ from pcn_jax.class_gradients import (
 )
 from pcn_jax.fused import gradients, tracing
 from pcn_jax.fused.class_layout import sort_by_class
-from pcn_jax.fused.example_axis import NotProven
+from pcn_jax.fused.example_axis import NotProvenError
 from pcn_jax.geometry import (
     class_alignment,
     class_cosines,
@@ -28,7 +28,6 @@ from pcn_jax.geometry import (
     scale_rows,
     unit_class_grads,
 )
-from pcn_jax.precision import at_least_float32
 from pcn_jax.weights import ClassStatistics, ClassWeights, inverse_norm
 
 Path = Literal["fused", "masked"]
@@ -104,8 +103,8 @@ def pcn_value_and_grad(
 
         d = Σ_l w_l g_l,    w_l = 1 / ‖g_l‖
 
-    Imitates `jax.value_and_grad`, and costs about as much: the class gradients `g_l` are
-    never made, only measured. What comes out is shaped like the parameters, so any
+    Imitates `jax.value_and_grad`, and costs about as much: the class gradients `g_l`
+    are never made, only measured. What comes out is shaped like the parameters, so any
     optax optimizer follows it. It is what `per_class_value_and_grad`,
     `scale_by_class_norm` and `sum_over_classes` give together, with other weights what
     the other links give.
@@ -127,11 +126,11 @@ def pcn_value_and_grad(
 
     Returns:
       A function of `(params, inputs, labels, *args)`, where `labels` are integers `[B]`
-      below `C`, those below zero being padding. It returns a `PCNValue` and the direction,
-      a pytree like `params`. Two options by keyword: `reference`, class gradients
-      with leaves `[C, *param.shape]`, for `statistics.alignment`; and `rows`, integers
-      `[B]` that take the place of the labels in grouping examples, where groups are not
-      classes (`num_classes` is then the number of groups).
+      below `C`, those below zero being padding. It returns a `PCNValue` and the
+      direction, a pytree like `params`. Two options by keyword: `reference`, class
+      gradients with leaves `[C, *param.shape]`, for `statistics.alignment`; and `rows`,
+      integers `[B]` that take the place of the labels in grouping examples, where
+      groups are not classes (`num_classes` is then the number of groups).
 
     Raises:
       ValueError: At construction if `num_classes` is not a positive integer or there is
@@ -161,7 +160,7 @@ def pcn_value_and_grad(
     check_num_classes(num_classes)
     if path not in (None, "fused", "masked"):
         raise ValueError(f"path must be 'fused', 'masked' or None, got {path!r}.")
-    weigh = inverse_norm() if weights is None else weights
+    options = _Options(num_classes, weights or inverse_norm(), with_gramian)
     losses_fn = _grouped(loss_fn, has_aux)
     masked = per_class_value_and_grad(losses_fn, num_classes, has_aux=True)
 
@@ -182,14 +181,12 @@ def pcn_value_and_grad(
         if path != "masked":
             try:
                 traced = tracing.trace(losses_fn, *given)
-            except NotProven as reason:
+            except NotProvenError as reason:
                 _masked_instead(reason, path)
             else:
-                return _fused(
-                    traced, given, num_classes, weigh, reference, with_gramian
-                )
+                return _fused(traced, given, options, reference)
         value, grads = masked(*given)
-        return _weighted(value, grads, weigh, reference, with_gramian)
+        return _weighted(value, grads, options, reference)
 
     return value_and_grad
 
@@ -229,7 +226,7 @@ def pcn_plan(
         try:
             given = params, (inputs, labels), labels, *args
             traced = tracing.trace(losses_fn, *given)
-        except NotProven as reason:
+        except NotProvenError as reason:
             return Plan("masked", str(reason), ())
         num_rows = min(num_classes, labels.shape[0])
         choices = gradients.choices_of(
@@ -251,6 +248,12 @@ def pcn_plan(
     return plan
 
 
+class _Options(NamedTuple):
+    num_classes: int
+    weights: ClassWeights
+    with_gramian: bool
+
+
 def _grouped(loss_fn: LossFn, has_aux: bool) -> LossFn:
     """The same loss, with the labels among the inputs and groups in their place."""
 
@@ -263,11 +266,11 @@ def _grouped(loss_fn: LossFn, has_aux: bool) -> LossFn:
     return losses_fn
 
 
-def _masked_instead(reason: NotProven, path: Path | None) -> None:
+def _masked_instead(reason: NotProvenError, path: Path | None) -> None:
     if path == "fused":
         raise ValueError(
-            f"The fused path would not be right, or could not be proven to be: {reason}. "
-            "Use path='masked', which is always right."
+            f"The fused path is not proven to be right here: {reason}. Use "
+            "path='masked', which always is."
         )
     warnings.warn(
         "pcn_value_and_grad makes all class gradients, which is slow: "
@@ -279,12 +282,10 @@ def _masked_instead(reason: NotProven, path: Path | None) -> None:
 def _fused(
     traced: tracing.Traced,
     given: tuple[Any, ...],
-    num_classes: int,
-    weigh: ClassWeights,
+    options: _Options,
     reference: chex.ArrayTree | None,
-    with_gramian: bool,
 ) -> tuple[PCNValue, chex.ArrayTree]:
-    groups = given[2]
+    groups, num_classes = given[2], options.num_classes
     layout = sort_by_class(groups, num_classes)
     real = groups >= 0
     seeds = real / at_least_one(real.sum())
@@ -298,7 +299,7 @@ def _fused(
         seeds=seeds,
         layout=layout,
         reference=reference,
-        with_gramian=with_gramian,
+        with_gramian=options.with_gramian,
     )
     norms, scale = jnp.sqrt(measured.squares), measured.scale
     gramian = alignment = None
@@ -308,12 +309,12 @@ def _fused(
     if measured.products is not None:
         cosines = measured.products / jnp.where(norms == 0, 1, norms)
         alignment = layout.to_classes(jnp.clip(cosines, -1, 1))
-    norms, counts = layout.to_classes(norms * scale), layout.to_classes(layout.count)
+    norms, counts = layout.to_classes(norms * scale), layout.to_classes(layout.counts)
     statistics = ClassStatistics(norms, counts, gramian, alignment)
-    weights = _checked(weigh(statistics), num_classes)
-    of_rows = jnp.where(layout.count > 0, layout.of_classes(weights), 0)
+    weights = _checked(options.weights(statistics), num_classes)
+    of_rows = jnp.where(layout.counts > 0, layout.of_classes(weights), 0)
     losses = jnp.where(layout.members, measured.losses[None, :], 0).sum(axis=1)
-    losses = losses / at_least_one(layout.count).astype(losses.dtype)
+    losses = losses / at_least_one(layout.counts).astype(losses.dtype)
     value = PCNValue(layout.to_classes(losses), statistics, weights, measured.aux)
     return value, measured.add_up(of_rows)
 
@@ -321,17 +322,16 @@ def _fused(
 def _weighted(
     value: ClassValue,
     grads: chex.ArrayTree,
-    weigh: ClassWeights,
+    options: _Options,
     reference: chex.ArrayTree | None,
-    with_gramian: bool,
 ) -> tuple[PCNValue, chex.ArrayTree]:
     norms, gramian, alignment = class_norms(grads), None, None
-    if with_gramian:
+    if options.with_gramian:
         gramian = class_cosines(grads) * norms[:, None] * norms[None, :]
     if reference is not None:
         alignment = class_alignment(grads, reference)
     statistics = ClassStatistics(norms, value.counts, gramian, alignment)
-    weights = _checked(weigh(statistics), len(norms))
+    weights = _checked(options.weights(statistics), options.num_classes)
     direction = jax.tree.map(
         lambda scaled, g: scaled.sum(axis=0).astype(g.dtype),
         scale_rows(grads, weights),

@@ -16,12 +16,12 @@ class ClassStatistics(NamedTuple):
     """What the weight of a class can depend on.
 
     Attributes:
-      norms: Norm of each class gradient `g_l`, the share of the class in the gradient of
-        the mean loss; `[C]`, zero for a class that is absent.
+      norms: Norm of each class gradient `g_l`, the share of the class in the gradient
+        of the mean loss; `[C]`, zero for a class that is absent.
       counts: Examples of each class in the batch, int32 `[C]`.
       gramian: Inner products `⟨g_k, g_l⟩`, `[C, C]`, or `None` if not asked for.
-      alignment: `p_l` of the paper, the cosine of each class gradient and its reference,
-        `[C]`, or `None` if there is no reference.
+      alignment: `p_l` of the paper, the cosine of each class gradient and its
+        reference, `[C]`, or `None` if there is no reference.
     """
 
     norms: jax.Array
@@ -146,7 +146,7 @@ def inverse_alignment(*, min_alignment: float = 0.1) -> ClassWeights:
         alignment = statistics.alignment
         if alignment is None:
             raise ValueError(
-                "inverse_alignment needs the class gradients of the whole training set: "
+                "inverse_alignment needs the class gradients of all the training data: "
                 "pass reference=... to the function that pcn_value_and_grad returned."
             )
         bounded = alignment / jnp.maximum(jnp.abs(alignment), min_alignment) ** 2

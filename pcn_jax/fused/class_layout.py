@@ -14,30 +14,30 @@ Chunk = tuple[jax.Array, jax.Array]
 class ClassLayout(NamedTuple):
     """Where the examples of each class are that is present in the batch.
 
-    A batch of `B` examples shows at most `R = min(C, B)` classes. Work is done for these
-    *rows*, and spread over all classes at the end.
+    A batch of `B` examples shows at most `R = min(C, B)` classes. Work is done for
+    these *rows*, and spread over all classes at the end.
 
     Attributes:
-      row: Row of each example, `[B]`; `R` for padding.
-      label: Class of each row, `[R]`; `C` for a row that is not used.
+      rows: Row of each example, `[B]`; `R` for padding.
+      labels: Class of each row, `[R]`; `C` for a row that is not used.
       order: Positions of the examples, row after row, `[B]`.
-      start: Where each row starts in `order`, `[R]`.
-      count: Examples of each row, `[R]`.
+      starts: Where each row starts in `order`, `[R]`.
+      counts: Examples of each row, `[R]`.
       num_classes: `C`.
     """
 
-    row: jax.Array
-    label: jax.Array
+    rows: jax.Array
+    labels: jax.Array
     order: jax.Array
-    start: jax.Array
-    count: jax.Array
+    starts: jax.Array
+    counts: jax.Array
 
     num_classes: int
 
     @property
     def num_rows(self) -> int:
         """`R`, the most classes that the batch can show."""
-        return len(self.count)
+        return len(self.counts)
 
     @property
     def size(self) -> int:
@@ -47,13 +47,13 @@ class ClassLayout(NamedTuple):
     @property
     def members(self) -> jax.Array:
         """Which examples belong to each row, `[R, B]`."""
-        return self.row == _numbers(self.num_rows)
+        return self.rows == _numbers(self.num_rows)
 
     def to_classes(self, of_rows: jax.Array) -> jax.Array:
-        """A quantity of each row `[R, ...]`, in its place among all classes `[C, ...]`."""
+        """A quantity of each row `[R, ...]`, placed among all classes `[C, ...]`."""
         if self.num_rows == self.num_classes:
             return of_rows
-        here = self.label == _numbers(self.num_classes)  # [C, R]
+        here = self.labels == _numbers(self.num_classes)  # [C, R]
         here = here.reshape(*here.shape, *[1] * (of_rows.ndim - 1))
         return jnp.where(here, of_rows[None], 0).sum(axis=1, dtype=of_rows.dtype)
 
@@ -61,11 +61,11 @@ class ClassLayout(NamedTuple):
         """A quantity of each class `[C, ...]`, for each row; arbitrary if not used."""
         if self.num_rows == self.num_classes:
             return of_classes
-        return of_classes[jnp.minimum(self.label, self.num_classes - 1)]
+        return of_classes[jnp.minimum(self.labels, self.num_classes - 1)]
 
     def to_examples(self, of_rows: jax.Array) -> jax.Array:
         """A quantity of each row, given to its examples, `[B]`; zero for padding."""
-        return jnp.append(of_rows, jnp.zeros(1, of_rows.dtype))[self.row]
+        return jnp.append(of_rows, jnp.zeros(1, of_rows.dtype))[self.rows]
 
 
 def sort_by_class(labels: jax.Array, num_classes: int) -> ClassLayout:
@@ -80,7 +80,7 @@ def sort_by_class(labels: jax.Array, num_classes: int) -> ClassLayout:
 
     Example:
       >>> layout = sort_by_class(jnp.array([5, 2, -1, 5]), num_classes=9)
-      >>> layout.row.tolist(), layout.label.tolist(), layout.count.tolist()
+      >>> layout.rows.tolist(), layout.labels.tolist(), layout.counts.tolist()
       ([1, 0, 4, 1], [2, 5, 9, 9], [1, 2, 0, 0])
     """
     # Comparisons of all pairs are fewer and faster kernels than scatters on CPU.
@@ -102,11 +102,11 @@ def sort_by_class(labels: jax.Array, num_classes: int) -> ClassLayout:
         label = jnp.where(here < 0, num_classes, here)
     rows = _numbers(num_rows)
     return ClassLayout(
-        row=row,
-        label=label,
+        rows=row,
+        labels=label,
         order=jnp.argsort(row),
-        start=jnp.sum(row < rows, axis=1, dtype=jnp.int32),
-        count=jnp.sum(row == rows, axis=1, dtype=jnp.int32),
+        starts=jnp.sum(row < rows, axis=1, dtype=jnp.int32),
+        counts=jnp.sum(row == rows, axis=1, dtype=jnp.int32),
         num_classes=num_classes,
     )
 
@@ -129,7 +129,7 @@ def over_chunks(
     Returns:
       The last carry.
     """
-    number = -(-layout.count // size)
+    number = -(-layout.counts // size)
     up_to = _numbers(layout.num_rows) >= _numbers(layout.num_rows).T
     end = jnp.sum(jnp.where(up_to, number[None, :], 0), axis=1)
 
@@ -137,11 +137,12 @@ def over_chunks(
         row = jnp.sum(end <= k, dtype=jnp.int32)
         place = k - (end[row] - number[row])
         within = place * size + jnp.arange(size, dtype=jnp.int32)
-        at = jnp.minimum(layout.start[row] + within, layout.size - 1)
-        chunk = layout.order[at], within < layout.count[row]
+        at = jnp.minimum(layout.starts[row] + within, layout.size - 1)
+        chunk = layout.order[at], within < layout.counts[row]
         return step(carry, row, place == 0, chunk)
 
-    return jax.lax.fori_loop(0, end[-1], body, carry)
+    last: Carry = jax.lax.fori_loop(0, end[-1], body, carry)
+    return last
 
 
 def _numbers(size: int) -> jax.Array:

@@ -24,7 +24,7 @@ Axis = int | None
 """Position of the axis that counts the examples; `None` for a value without one."""
 
 
-class NotProven(Exception):
+class NotProvenError(Exception):
     """It could not be shown that the examples of the batch do not interact."""
 
 
@@ -40,7 +40,7 @@ def follow_examples(program: Program, axes: Sequence[Axis]) -> dict[Slot, Axis]:
       the batch, its slices belong to the examples, as those of a dropout mask do.
 
     Raises:
-      NotProven: At the first primitive that lets examples interact, or may do so.
+      NotProvenError: At the first primitive that lets examples interact, or may do so.
     """
     known: dict[Slot, Axis] = dict.fromkeys(program.constants)
     known.update(zip(program.inputs, axes, strict=True))
@@ -85,7 +85,7 @@ def _rule(equation: Equation) -> Rule:
         return _reduce_window
     if name.startswith(("reduce_", "argm")):
         return _reduce
-    raise NotProven(f"the primitive {name!r} is not known to keep examples apart")
+    raise NotProvenError(f"the primitive {name!r} is not known to keep examples apart")
 
 
 def _common(axes: Iterable[Axis]) -> int:
@@ -95,8 +95,8 @@ def _common(axes: Iterable[Axis]) -> int:
     return found.pop()
 
 
-def _mixes(what: str) -> NotProven:
-    return NotProven(f"examples of the batch interact: {what}")
+def _mixes(what: str) -> NotProvenError:
+    return NotProvenError(f"examples of the batch interact: {what}")
 
 
 def _elementwise(use: _Use) -> Sequence[Axis]:
@@ -137,7 +137,7 @@ def _reduce_window(use: _Use) -> Sequence[Axis]:
 def _broadcast(use: _Use) -> Sequence[Axis]:
     new = use.params["broadcast_dimensions"][use.axis]
     if use.results[0][new] != use.shapes[0][use.axis]:
-        raise NotProven("a batch of one example is repeated")
+        raise NotProvenError("a batch of one example is repeated")
     return [new]
 
 
@@ -148,13 +148,15 @@ def _reshape(use: _Use) -> Sequence[Axis]:
         for new, size in enumerate(result):
             if size == old[use.axis] and math.prod(result[:new]) == before:
                 return [new]
-    raise NotProven(f"a reshape of {old} to {result} does not keep them on an axis")
+    raise NotProvenError(
+        f"a reshape of {old} to {result} does not keep them on an axis"
+    )
 
 
 def _squeeze(use: _Use) -> Sequence[Axis]:
     gone = use.params["dimensions"]
     if use.axis in gone:
-        raise NotProven("a squeeze removes the axis that counts the examples")
+        raise NotProvenError("a squeeze removes the axis that counts the examples")
     return [use.axis - sum(dimension < use.axis for dimension in gone)]
 
 
@@ -179,13 +181,13 @@ def _slice(use: _Use) -> Sequence[Axis]:
 
 def _dynamic_slice(use: _Use) -> Sequence[Axis]:
     if any(axis is not None for axis in use.axes[1:]):
-        raise NotProven("a slice begins elsewhere in each example")
+        raise NotProvenError("a slice begins elsewhere in each example")
     return _slice(use)
 
 
 def _dynamic_update_slice(use: _Use) -> Sequence[Axis]:
     if any(axis is not None for axis in use.axes[2:]):
-        raise NotProven("an update begins elsewhere in each example")
+        raise NotProvenError("an update begins elsewhere in each example")
     axis = _common(use.axes[:2])
     if use.shapes[1][axis] != use.shapes[0][axis]:
         raise _mixes("some of them are overwritten")
@@ -240,7 +242,7 @@ def _dot_general(use: _Use) -> Sequence[Axis]:
 def _conv(use: _Use) -> Sequence[Axis]:
     numbers = use.params["dimension_numbers"]
     if use.axes[1] is not None or use.params["batch_group_count"] != 1:
-        raise NotProven("a convolution has kernels that depend on examples")
+        raise NotProvenError("a convolution has kernels that depend on examples")
     if use.axis != numbers.lhs_spec[0]:
         raise _mixes("a convolution runs over them")
     return [numbers.out_spec[0]]
@@ -248,14 +250,10 @@ def _conv(use: _Use) -> Sequence[Axis]:
 
 def _custom_derivative(use: _Use) -> Sequence[Axis]:
     """Looks into the function and into its derivative, which may be anything."""
-    jaxpr = use.params.get("call_jaxpr", use.params.get("fun_jaxpr"))
-    outputs = _follow_inner(flatten(jaxpr), use.axes)
+    outputs = _follow_inner(flatten(use.params["call_jaxpr"]), use.axes)
     known = dict(zip(use.equation.operands, use.axes, strict=True))
     axes = [known[slot] for slot in use.equation.inputs]
-    values = [
-        jax.ShapeDtypeStruct(use.shapes[use.equation.operands.index(slot)], dtype)
-        for slot, dtype in zip(use.equation.inputs, use.equation.dtypes, strict=True)
-    ]
+    values = use.equation.types
     chosen = [
         k
         for k, (axis, value) in enumerate(zip(axes, values, strict=True))
@@ -350,11 +348,11 @@ ELEMENTWISE = frozenset(
     """
     abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e
     cbrt ceil clamp clz convert_element_type copy copy_p cos cosh digamma div eq erf
-    erf_inv erfc exp exp2 expm1 floor ge gt integer_pow is_finite le lgamma log log1p
-    logistic lt max min mul name ne neg nextafter not or pow reduce_precision rem round
-    rsqrt select_n shift_left shift_right_arithmetic shift_right_logical sign sin sinh
-    sqrt square stop_gradient sub tan tanh xor
-    """.split()
+    erf_inv erfc exp exp2 expm1 floor ge gt integer_pow is_finite le lgamma log
+    log1p logistic lt max min mul name ne neg nextafter not or pow reduce_precision
+    rem round rsqrt select_n shift_left shift_right_arithmetic shift_right_logical
+    sign sin sinh sqrt square stop_gradient sub tan tanh xor
+    """.split()  # noqa: SIM905
 )
 """Primitives whose operands have the shape of the result, ones, or no axes."""
 

@@ -11,21 +11,23 @@
 
 import functools
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from pcn_jax.fused import strategies
 from pcn_jax.fused.class_layout import ClassLayout
-from pcn_jax.fused.plan import Choice, block_size, choose
+from pcn_jax.fused.plan import Choice, Way, block_size, choose
 from pcn_jax.fused.program import Slot
 from pcn_jax.fused.sites import (
     Site,
     Taps,
     dense_factors,
     example_gradients,
+    masked_gradients,
     weight_gradients,
 )
 from pcn_jax.fused.tracing import Traced, pull_back_to_params, tap
@@ -33,6 +35,9 @@ from pcn_jax.precision import at_least_float32
 
 _HIGHEST = jax.lax.Precision.HIGHEST
 _MANY_NUMBERS = 2**17
+
+_Ways = dict[Way, list[tuple[Site, Taps, int]]]
+"""The sites by the way that was chosen, with their taps and examples at once."""
 
 
 class Measured(NamedTuple):
@@ -89,85 +94,55 @@ def measure(
     losses, aux, taps = tap(traced, given, seeds)
     scale = _scale_of_rows(traced.sites, taps, layout)
     weights = layout.to_examples(1 / scale)
-    options = {
-        "with_reference": reference is not None,
-        "with_gramian": with_gramian,
-    }
-    choices = choices_of(traced, layout.num_rows, **options)
-    ways: dict[str, list[tuple[Site, Taps, Choice]]] = {
-        way: [] for way in ("examples", "pairs", "rows", "masked", "stream", "lookup")
-    }
+    choices = choices_of(
+        traced,
+        layout.num_rows,
+        with_reference=reference is not None,
+        with_gramian=with_gramian,
+    )
+    ways: _Ways = {way: [] for way in get_args(Way)}
     for site, taken, choice in zip(traced.sites, taps, choices, strict=True):
-        ways[choice.way].append((site, taken, choice))
+        ways[choice.way].append((site, taken, choice.at_once))
 
-    # Small parameters: the gradients of all examples, side by side.
+    # Small parameters: the gradients of all examples. Others: those of all classes,
+    # where that is cheap or parameters are not used as they are; or neither.
     of_examples = {
         site.params[0]: at_least_float32(example_gradients(site, taken))
         for site, taken, _ in ways["examples"]
     }
-    # Explicit class gradients, of parameters and of what is computed from them.
-    rows: dict[Slot, jax.Array] = {}
-    for site, taken, choice in ways["rows"] + ways["masked"]:
-        for slot, grads in _rows(site, taken, weights, layout, choice).items():
-            rows[slot] = rows[slot] + grads if slot in rows else grads
-    in_place = set() if reference is not None else traced.in_place
+    of_rows = _explicit_rows(ways, weights, layout)
     to_params = functools.partial(pull_back_to_params, traced, given)
-    stacks = [grads for slot, grads in rows.items() if slot in in_place]
-    behind = {slot: grads for slot, grads in rows.items() if slot not in in_place}
-    if behind:
-        stacks += jax.vmap(to_params)(behind)
+    in_place = traced.in_place if reference is None else set()
+    direct = {slot: x for slot, x in of_rows.items() if slot in in_place}
+    behind = {slot: x for slot, x in of_rows.items() if slot not in in_place}
+    stacks = [*direct.values(), *(jax.vmap(to_params)(behind) if behind else ())]
     matrices = [at_least_float32(x).reshape(layout.num_rows, -1) for x in stacks]
-
-    # What needs neither: inner products of pairs of examples.
-    factors: list[tuple[jax.Array, ...]] = [
+    factors: list[strategies.Factors] = [
         dense_factors(site, taken) for site, taken, _ in ways["pairs"]
     ]
     if of_examples:
         small = _side_by_side(of_examples.values())
         if with_gramian or layout.num_rows * small.shape[1] <= _MANY_NUMBERS:
-            members = jnp.where(layout.members, weights[None, :], 0)
-            matrices.append(
-                jnp.matmul(members.astype(small.dtype), small, precision=_HIGHEST)
-            )
+            matrices.append(_sum_by_row(small, weights, layout))
         else:
             factors.append((small[:, None, :],))
 
-    gramian = products = None
-    if with_gramian:
-        parts = [jnp.matmul(x, x.T, precision=_HIGHEST) for x in matrices]
-        if factors:
-            parts.append(strategies.pair_gramian(factors, weights, layout))
-        gramian = sum(parts[1:], start=parts[0])
-        squares = jnp.diagonal(gramian)
-    else:
-        squares = sum(
-            (jnp.sum(x * x, axis=1) for x in matrices),
-            start=jnp.zeros(layout.num_rows, losses.dtype),
-        )
-        for site, taken, choice in ways["stream"]:
-            squares += strategies.stream_squares(
-                site, taken, weights, layout, choice.at_once
-            )
-        for site, taken, _ in ways["lookup"]:
-            squares += strategies.lookup_squares(site, taken, weights, layout)
-        if factors:
-            size = block_size(layout.size, layout.num_rows, factors[0][0].shape[1])
-            squares += strategies.pair_squares(factors, weights, layout, size)
-    if reference is not None:
-        units = [x.reshape(layout.num_rows, -1) for x in jax.tree.leaves(reference)]
-        products = sum(
-            jnp.sum(x * y.astype(x.dtype), axis=1)
-            for x, y in zip(matrices, units, strict=True)
-        )
-
     def add_up(row_weights: jax.Array) -> chex.ArrayTree:
-        of_rows, each = row_weights * scale, layout.to_examples(row_weights)
-        sums = {slot: _weighted_sum(of_rows, x) for slot, x in rows.items()}
+        scaled, each = row_weights * scale, layout.to_examples(row_weights)
+        sums = {slot: _weighted_sum(scaled, x) for slot, x in of_rows.items()}
         sums |= {slot: _weighted_sum(each, x) for slot, x in of_examples.items()}
         for site, taken, _ in ways["pairs"] + ways["stream"] + ways["lookup"]:
             sums |= weight_gradients(site, taken, each)
         return jax.tree.unflatten(jax.tree.structure(params), to_params(sums))
 
+    gramian = products = None
+    if with_gramian:
+        gramian = _gramian(matrices, factors, weights, layout)
+        squares = jnp.diagonal(gramian)
+    else:
+        squares = _squares(matrices, factors, ways, weights, layout)
+    if reference is not None:
+        products = _products(matrices, jax.tree.leaves(reference))
     return Measured(losses, aux, squares, gramian, products, scale, add_up)
 
 
@@ -204,21 +179,83 @@ def _scale_of_rows(
     sizes = jnp.moveaxis(jnp.abs(at_least_float32(cotangent)), axis, 0)
     of_examples = sizes.reshape(layout.size, -1).max(axis=1)
     of_rows = jnp.where(layout.members, of_examples[None, :], 0).max(axis=1)
-    return jnp.where(of_rows > jnp.finfo(of_rows.dtype).tiny, of_rows, 1)
+    return jnp.where(of_rows > float(np.finfo(of_rows.dtype).tiny), of_rows, 1)
 
 
-def _rows(
-    site: Site, taps: Taps, weights: jax.Array, layout: ClassLayout, choice: Choice
+def _explicit_rows(
+    ways: _Ways, weights: jax.Array, layout: ClassLayout
 ) -> dict[Slot, jax.Array]:
-    """Class-summed gradients `[R, *param.shape]` of each parameter of a site."""
-    if choice.way == "masked":
-        return strategies.sum_masked(site, taps, weights, layout)
-    (slot,) = site.params
-    if site.kind != "elementwise":
-        return {slot: strategies.sum_rows(site, taps, weights, layout, choice.at_once)}
-    grads = at_least_float32(example_gradients(site, taps))
-    members = jnp.where(layout.members, weights[None, :], 0).astype(grads.dtype)
-    return {slot: jnp.tensordot(members, grads, 1, precision=_HIGHEST)}
+    """Class-summed gradients `[R, *shape]`, added over the uses of a parameter."""
+    total: dict[Slot, jax.Array] = {}
+    for site, taken, _ in ways["masked"]:
+        grads = masked_gradients(site, taken, weights, layout)
+        _add(total, {slot: at_least_float32(x) for slot, x in grads.items()})
+    for site, taken, at_once in ways["rows"]:
+        if site.kind == "elementwise":
+            each = at_least_float32(example_gradients(site, taken))
+            rows = _sum_by_row(each, weights, layout)
+        else:
+            rows = strategies.sum_rows(site, taken, weights, layout, at_once)
+        _add(total, {site.params[0]: rows})
+    return total
+
+
+def _add(total: dict[Slot, jax.Array], more: dict[Slot, jax.Array]) -> None:
+    for slot, x in more.items():
+        total[slot] = total[slot] + x if slot in total else x
+
+
+def _squares(
+    matrices: Sequence[jax.Array],
+    factors: Sequence[strategies.Factors],
+    ways: _Ways,
+    weights: jax.Array,
+    layout: ClassLayout,
+) -> jax.Array:
+    """Squared norms of the rows, `[R]`."""
+    squares = jnp.zeros(layout.num_rows, weights.dtype)
+    for x in matrices:
+        squares += jnp.sum(x * x, axis=1)
+    for site, taken, at_once in ways["stream"]:
+        squares += strategies.stream_squares(site, taken, weights, layout, at_once)
+    for site, taken, _ in ways["lookup"]:
+        squares += strategies.lookup_squares(site, taken, weights, layout)
+    if factors:
+        tokens = max(last.shape[1] for *_, last in factors)
+        block = block_size(layout.size, layout.num_rows, tokens)
+        squares += strategies.pair_squares(factors, weights, layout, block)
+    return squares
+
+
+def _gramian(
+    matrices: Sequence[jax.Array],
+    factors: Sequence[strategies.Factors],
+    weights: jax.Array,
+    layout: ClassLayout,
+) -> jax.Array:
+    """Inner products of all rows, `[R, R]`."""
+    parts = [jnp.matmul(x, x.T, precision=_HIGHEST) for x in matrices]
+    if factors:
+        parts.append(strategies.pair_gramian(factors, weights, layout))
+    return sum(parts[1:], start=parts[0])
+
+
+def _products(
+    matrices: Sequence[jax.Array], reference: Sequence[jax.Array]
+) -> jax.Array:
+    """Inner products of the rows with their references, `[R]`."""
+    parts = [
+        jnp.sum(x * y.astype(x.dtype).reshape(x.shape), axis=1)
+        for x, y in zip(matrices, reference, strict=True)
+    ]
+    return sum(parts[1:], start=parts[0])
+
+
+def _sum_by_row(
+    of_examples: jax.Array, weights: jax.Array, layout: ClassLayout
+) -> jax.Array:
+    members = jnp.where(layout.members, weights[None, :], 0).astype(of_examples.dtype)
+    return jnp.tensordot(members, of_examples, 1, precision=_HIGHEST)
 
 
 def _side_by_side(arrays: Iterable[jax.Array]) -> jax.Array:

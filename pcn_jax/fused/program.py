@@ -21,7 +21,7 @@ class Equation(NamedTuple):
       operands: Slot of each operand; `None` for a literal.
       inputs: The same slots, each once: what `apply` is given.
       outputs: Slot of each result.
-      dtypes: Of the values of `inputs`.
+      types: Shapes and dtypes of `inputs`.
       apply: Computes the list of results from the values of `inputs`.
     """
 
@@ -30,7 +30,7 @@ class Equation(NamedTuple):
     operands: tuple[Slot | None, ...]
     inputs: tuple[Slot, ...]
     outputs: tuple[Slot, ...]
-    dtypes: tuple[Any, ...]
+    types: tuple[Any, ...]
     apply: Callable[..., list[Any]]
 
 
@@ -150,13 +150,9 @@ def _equation(
     slots: dict[core.Var, Slot],
     outputs: list[Slot],
 ) -> Equation:
-    is_literal = [isinstance(atom, core.Literal) for atom in eqn.invars]
-    variables = list(
-        dict.fromkeys(
-            x for x, skip in zip(eqn.invars, is_literal, strict=True) if not skip
-        )
-    )
-    alone = jaxpr.replace(
+    atoms = [None if isinstance(x, core.Literal) else x for x in eqn.invars]
+    variables = [x for x in dict.fromkeys(atoms) if x is not None]
+    alone: core.Jaxpr = jaxpr.replace(  # type: ignore[no-untyped-call]
         constvars=[],
         invars=variables,
         outvars=eqn.outvars,
@@ -166,13 +162,10 @@ def _equation(
     return Equation(
         primitive=eqn.primitive.name,
         params=eqn.params,
-        operands=tuple(
-            None if skip else slots[atom]
-            for atom, skip in zip(eqn.invars, is_literal, strict=True)
-        ),
+        operands=tuple(None if x is None else slots[x] for x in atoms),
         inputs=tuple(slots[variable] for variable in variables),
         outputs=tuple(outputs),
-        dtypes=tuple(variable.aval.dtype for variable in variables),
+        types=tuple(variable.aval for variable in variables),
         apply=core.jaxpr_as_fun(core.ClosedJaxpr(alone, ())),
     )
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from pcn_jax.fused.class_layout import Chunk, ClassLayout
 from pcn_jax.fused.conv import kernel_gradient
-from pcn_jax.fused.example_axis import ELEMENTWISE, Axis, NotProven
+from pcn_jax.fused.example_axis import ELEMENTWISE, Axis, NotProvenError
 from pcn_jax.fused.program import Equation, Program, Slot, is_float
 from pcn_jax.precision import at_least_float32
 
@@ -84,7 +84,7 @@ def find_sites(
       The sites, in the order of the program.
 
     Raises:
-      NotProven: If an equation has results with examples and differentiable ones
+      NotProvenError: If an equation has results with examples and differentiable ones
         without.
     """
     sites = []
@@ -102,7 +102,7 @@ def find_sites(
         if not params or not out_axes:
             continue
         if len(out_axes) != len(found):
-            raise NotProven(f"{equation.primitive!r} has results of both kinds")
+            raise NotProvenError(f"{equation.primitive!r} has results of both kinds")
         kind = _kind(equation, program, params, axes)
         shape, out = program.shape(params[0]), program.shape(equation.outputs[0])
         contracted = _contracted(equation, params[0], shape)
@@ -147,9 +147,9 @@ def masked_gradients(
     """The same for each row, `[R, *param.shape]`, by one pass a row: always right."""
 
     def of_row(row: jax.Array) -> dict[Slot, jax.Array]:
-        return weight_gradients(site, taps, jnp.where(layout.row == row, weights, 0))
+        return weight_gradients(site, taps, jnp.where(layout.rows == row, weights, 0))
 
-    return jax.vmap(of_row)(jnp.arange(layout.num_rows, dtype=layout.row.dtype))
+    return jax.vmap(of_row)(jnp.arange(layout.num_rows, dtype=layout.rows.dtype))
 
 
 def example_gradients(site: Site, taps: Taps) -> jax.Array:
@@ -201,7 +201,7 @@ def chunk_gradient(
 
 
 def dense_factors(site: Site, taps: Taps) -> tuple[jax.Array, jax.Array]:
-    """Inputs `[B, T, K]` and cotangents `[B, T, O]` whose products are the gradients."""
+    """Inputs `[B, T, K]` and cotangents `[B, T, O]`; their products are gradients."""
     x, (cotangent,), (out_axis,) = site.operand, taps.cotangents, site.out_axes
     side = site.equation.operands.index(x)
     contracted = site.equation.params["dimension_numbers"][0][side]
@@ -232,7 +232,7 @@ def lookup_factors(site: Site, taps: Taps) -> tuple[jax.Array, jax.Array]:
     return indices, cotangent.reshape(*indices.shape, -1)
 
 
-def _kind(
+def _kind(  # noqa: PLR0911
     equation: Equation,
     program: Program,
     params: tuple[Slot, ...],
@@ -259,7 +259,8 @@ def _kind(
 
 def _looks_up_rows(equation: Equation, program: Program) -> bool:
     numbers, (table, indices) = equation.params["dimension_numbers"], equation.operands
-    assert table is not None and indices is not None
+    assert table is not None
+    assert indices is not None
     looked_up = len(program.shape(indices)) - 1
     return (
         tuple(numbers.collapsed_slice_dims) == tuple(numbers.start_index_map) == (0,)
@@ -274,10 +275,10 @@ def _contracted(equation: Equation, param: Slot, shape: tuple[int, ...]) -> int:
     if equation.primitive == "dot_general":
         contracted, _ = equation.params["dimension_numbers"]
         side = equation.operands.index(param)
-        return math.prod(shape[d] for d in contracted[side])
+        return math.prod([shape[d] for d in contracted[side]])
     if equation.primitive == "conv_general_dilated":
         numbers = equation.params["dimension_numbers"]
-        return math.prod(shape) // shape[numbers.rhs_spec[0]]
+        return math.prod(shape) // int(shape[numbers.rhs_spec[0]])
     return 1
 
 

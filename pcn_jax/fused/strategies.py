@@ -18,10 +18,11 @@ from pcn_jax.fused.sites import (
     Taps,
     chunk_gradient,
     lookup_factors,
-    masked_gradients,
 )
 from pcn_jax.precision import at_least_float32
 
+Factors = tuple[jax.Array, ...]
+"""Arrays whose outer product is the gradient of an example; the last is scaled."""
 _HIGHEST = lax.Precision.HIGHEST
 
 
@@ -33,7 +34,8 @@ def sum_rows(
     def add(rows: jax.Array, row: jax.Array, _: jax.Array, chunk: Chunk) -> jax.Array:
         grad = chunk_gradient(site, taps, weights, chunk)
         grad += lax.dynamic_index_in_dim(rows, row, keepdims=False)
-        return lax.dynamic_update_index_in_dim(rows, grad, row, 0)
+        updated: jax.Array = lax.dynamic_update_index_in_dim(rows, grad, row, 0)
+        return updated
 
     dtype = at_least_float32(taps.values[site.params[0]]).dtype
     rows = jnp.zeros((layout.num_rows, *site.param_shape), dtype)
@@ -62,16 +64,8 @@ def stream_squares(
     return over_chunks(layout, chunk_size, add, carry)[1]
 
 
-def sum_masked(
-    site: Site, taps: Taps, weights: jax.Array, layout: ClassLayout
-) -> dict[int, jax.Array]:
-    """Class-summed gradients of any site, each in float32 or wider, by slot."""
-    grads = masked_gradients(site, taps, weights, layout)
-    return {slot: at_least_float32(grad) for slot, grad in grads.items()}
-
-
 def pair_squares(
-    factors: Sequence[tuple[jax.Array, ...]],
+    factors: Sequence[Factors],
     weights: jax.Array,
     layout: ClassLayout,
     block_size: int,
@@ -96,20 +90,20 @@ def pair_squares(
     size, number = layout.size, -(-layout.size // block_size)
     places = jnp.arange(number * block_size, dtype=jnp.int32)
     positions = layout.order[jnp.minimum(places, size - 1)]
-    rows = jnp.where(places < size, layout.row[positions], layout.num_rows)
+    rows = jnp.where(places < size, layout.rows[positions], layout.num_rows)
     positions, rows = (x.reshape(number, block_size) for x in (positions, rows))
     flat = [tuple(x.reshape(size, -1) for x in arrays) for arrays in factors]
     tokens = [arrays[0].shape[1] for arrays in factors]
     dtype = weights.dtype
 
-    def block(k: jax.Array) -> list[tuple[jax.Array, ...]]:
+    def block(k: jax.Array) -> list[Factors]:
         at = positions[k]
         taken = []
         for times, arrays in zip(tokens, flat, strict=True):
             *others, last = (x[at] for x in arrays)
-            last = last * weights[at].astype(last.dtype)[:, None]
+            weighted = last * weights[at].astype(last.dtype)[:, None]
             shape = block_size * times, -1
-            taken.append(tuple(x.reshape(shape) for x in (*others, last)))
+            taken.append(tuple(x.reshape(shape) for x in (*others, weighted)))
         return taken
 
     def within_rows(k: jax.Array, j: jax.Array, left: Any, right: Any) -> jax.Array:
@@ -130,7 +124,8 @@ def pair_squares(
 
         start = k + 1, within_rows(k, k, here, here)
         _, of_block = lax.while_loop(may_match, add, start)
-        return lax.dynamic_update_index_in_dim(sums, of_block, k, 0)
+        updated: jax.Array = lax.dynamic_update_index_in_dim(sums, of_block, k, 0)
+        return updated
 
     sums = lax.fori_loop(0, number, outer, jnp.zeros((number, block_size), dtype))
     members = rows.reshape(1, -1) == jnp.arange(layout.num_rows)[:, None]
@@ -138,13 +133,13 @@ def pair_squares(
 
 
 def pair_gramian(
-    factors: Sequence[tuple[jax.Array, ...]], weights: jax.Array, layout: ClassLayout
+    factors: Sequence[Factors], weights: jax.Array, layout: ClassLayout
 ) -> jax.Array:
     """Inner products `[R, R]` of all rows, from those of all examples."""
     flat = []
     for *others, last in factors:
-        last = last * weights.astype(last.dtype)[:, None, None]
-        flat.append(tuple(x.reshape(-1, x.shape[-1]) for x in (*others, last)))
+        weighted = last * weights.astype(last.dtype)[:, None, None]
+        flat.append(tuple(x.reshape(-1, x.shape[-1]) for x in (*others, weighted)))
     pairs = _pair_products(flat, flat, [last.shape[1] for *_, last in factors])
     members = layout.members.astype(pairs.dtype)
     by_row = jnp.matmul(members, pairs, precision=_HIGHEST)
@@ -163,7 +158,7 @@ def lookup_squares(
     tokens = indices.shape[1]
     grads = at_least_float32(cotangents)
     grads *= weights.astype(grads.dtype)[:, None, None]
-    rows = jnp.repeat(layout.row, tokens)
+    rows = jnp.repeat(layout.rows, tokens)
     inside = (indices.reshape(-1) >= 0) & (rows < layout.num_rows)
     rows = jnp.where(inside, rows, layout.num_rows)
     order = jnp.lexsort((indices.reshape(-1), rows))
@@ -178,8 +173,8 @@ def lookup_squares(
 
 
 def _pair_products(
-    left: Sequence[tuple[jax.Array, ...]],
-    right: Sequence[tuple[jax.Array, ...]],
+    left: Sequence[Factors],
+    right: Sequence[Factors],
     tokens: Sequence[int],
 ) -> jax.Array:
     """Inner products `[m, n]` of the gradients of examples, added over sites."""

@@ -8,7 +8,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from pcn_jax.fused.example_axis import NotProven, follow_examples
+from pcn_jax.fused.example_axis import NotProvenError, follow_examples
 from pcn_jax.fused.plan import measured_in_place
 from pcn_jax.fused.program import Program, Slot, evaluate, flatten, needed_for
 from pcn_jax.fused.sites import Site, Taps, find_sites
@@ -53,14 +53,14 @@ def trace(
       What it is made of.
 
     Raises:
-      NotProven: If examples interact, or if that cannot be excluded.
+      NotProvenError: If examples interact, or if that cannot be excluded.
     """
     given = params, inputs, labels, *args
     closed, shapes = jax.make_jaxpr(losses_fn, return_shape=True)(*given)
     program = flatten(closed)
     counted = jax.tree.leaves((inputs, labels))
     if any(jnp.shape(x)[:1] != jnp.shape(labels) for x in counted):
-        raise NotProven("not all inputs have the examples on their first axis")
+        raise NotProvenError("not all inputs have the examples on their first axis")
     number = len(jax.tree.leaves(params))
     axes = [
         *[None] * number,
@@ -72,7 +72,7 @@ def trace(
     )
     known = follow_examples(of_losses, axes)
     if known[program.outputs[0]] != 0:
-        raise NotProven("the losses do not depend on the examples")
+        raise NotProvenError("the losses do not depend on the examples")
     slots = program.inputs[:number]
     depends = set(slots)
     for equation in of_losses.equations:
@@ -80,7 +80,7 @@ def trace(
             depends.update(equation.outputs)
     sites = find_sites(of_losses, known, depends)
     if not sites:
-        raise NotProven("no parameter meets an example")
+        raise NotProvenError("no parameter meets an example")
     uses = itertools.chain.from_iterable(site.params for site in sites)
     return Traced(
         program,
@@ -164,7 +164,7 @@ def pull_back_to_params(
 
 
 def params_of(traced: Traced) -> list[list[int]]:
-    """Of each site, the positions of the parameters that it uses, as `jax.tree` counts."""
+    """Of each site, which parameters it uses, in the order of `jax.tree.leaves`."""
     made_by = {
         slot: equation
         for equation in traced.program.equations

@@ -6,7 +6,8 @@ from typing import Any, Literal, NamedTuple, Protocol
 import numpy as np
 import optax
 
-from pcn_jax import samplers, transforms
+from pcn_jax import samplers, transforms, weights
+from pcn_jax.weights import ClassWeights
 
 AlgorithmName = Literal[
     "gd",
@@ -37,12 +38,15 @@ class Algorithm(NamedTuple):
       sampler: How the batch is drawn; `"full"` is all of the training set.
       links: The transformations between class gradients and their sum, or `None` where
         the ordinary gradient is meant and class gradients are not needed.
-      needs_reference: Whether the links need the class gradients of all the data.
+      weights: The same as class weights, for `pcn_jax.pcn_value_and_grad`; returns
+        `None` if what was chosen can be had with the links only.
+      needs_reference: Whether they need the class gradients of all the data.
     """
 
     label: str
     sampler: SamplerName
     links: Callable[["Hyperparameters"], list[optax.GradientTransformation]] | None
+    weights: Callable[["Hyperparameters"], ClassWeights | None] | None = None
     needs_reference: bool = False
 
 
@@ -71,11 +75,6 @@ def _pcngd(chosen: Hyperparameters) -> list[optax.GradientTransformation]:
     return [transforms.scale_by_class_norm(), *angle]
 
 
-def _pcnsgd(chosen: Hyperparameters) -> list[optax.GradientTransformation]:
-    del chosen
-    return [transforms.scale_by_class_norm()]
-
-
 def _rescaled(chosen: Hyperparameters) -> list[optax.GradientTransformation]:
     align = transforms.scale_by_class_alignment(
         min_alignment=chosen.min_alignment, published_code=chosen.published_alignment
@@ -83,25 +82,36 @@ def _rescaled(chosen: Hyperparameters) -> list[optax.GradientTransformation]:
     return [transforms.scale_by_class_norm(), align]
 
 
-def _reweighted(chosen: Hyperparameters) -> list[optax.GradientTransformation]:
-    del chosen
-    return [transforms.scale_by_class_frequency()]
+def _rescaled_weights(chosen: Hyperparameters) -> ClassWeights | None:
+    if chosen.published_alignment:
+        return None
+    return weights.inverse_alignment(min_alignment=chosen.min_alignment)
 
 
-def _clipped(chosen: Hyperparameters) -> list[optax.GradientTransformation]:
-    return [transforms.clip_by_class_norm(chosen.max_norm)]
-
+_NORMALISED = (
+    lambda _: [transforms.scale_by_class_norm()],
+    lambda _: weights.inverse_norm(),
+)
+_REWEIGHTED = (
+    lambda _: [transforms.scale_by_class_frequency()],
+    lambda _: weights.inverse_frequency(),
+)
+_CLIPPED = (
+    lambda chosen: [transforms.clip_by_class_norm(chosen.max_norm)],
+    lambda chosen: weights.inverse_clipped_norm(chosen.max_norm),
+)
+_RESCALED = (_rescaled, _rescaled_weights)
 
 ALGORITHMS: dict[AlgorithmName, Algorithm] = {
     "gd": Algorithm("GD", "full", None),
     "pcngd": Algorithm("PCNGD", "full", _pcngd),
     "sgd": Algorithm("SGD", "stratified", None),
     "sgd+o": Algorithm("SGD+O", "oversampled", None),
-    "sgd+rw": Algorithm("SGD+RW", "stratified", _reweighted),
-    "pcnsgd": Algorithm("PCNSGD", "stratified", _pcnsgd),
-    "pcnsgd+o": Algorithm("PCNSGD+O", "oversampled", _pcnsgd),
-    "pcnsgd+r": Algorithm("PCNSGD+R", "stratified", _rescaled, needs_reference=True),
-    "pcnsgd+clip": Algorithm("PCNSGD+clip", "stratified", _clipped),
+    "sgd+rw": Algorithm("SGD+RW", "stratified", *_REWEIGHTED),
+    "pcnsgd": Algorithm("PCNSGD", "stratified", *_NORMALISED),
+    "pcnsgd+o": Algorithm("PCNSGD+O", "oversampled", *_NORMALISED),
+    "pcnsgd+r": Algorithm("PCNSGD+R", "stratified", *_RESCALED, needs_reference=True),
+    "pcnsgd+clip": Algorithm("PCNSGD+clip", "stratified", *_CLIPPED),
 }
 """Every algorithm of the paper, class re-weighting (RW) and per-class clipping."""
 

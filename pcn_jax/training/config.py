@@ -105,6 +105,9 @@ class TrainConfig:
     angle_step_size: bool = False
     """pcngd with two classes: multiply the step by 1 + cos of the gradients' angle."""
 
+    explicit_class_gradients: bool = False
+    """Make all class gradients and combine them in a chain: slower, the reference."""
+
     measurements_per_decade: int = 10
     """Measurements between one power of ten of steps and the next."""
 

@@ -82,6 +82,11 @@ class Problem:
         variables: ModelState = dict(self.model.init(key, example))
         return variables.pop("params"), variables
 
+    @functools.cached_property
+    def has_state(self) -> bool:
+        """Whether the model keeps more than parameters, such as `batch_stats`."""
+        return bool(jax.eval_shape(self.init, jax.random.key(0))[1])
+
     def losses(
         self,
         params: chex.ArrayTree,

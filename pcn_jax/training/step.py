@@ -1,8 +1,8 @@
 """One training step as pure functions of one state: the same for every algorithm.
 
-An algorithm is a sampler and a chain of gradient transformations. Those that need no
-class gradients (GD, SGD) are given a stack of a single row, the ordinary gradient, so
-nothing else has to know the difference.
+An algorithm is a sampler and a chain of gradient transformations. Where no class
+gradients are made (GD, SGD, and the balanced ones on the fused path) it is given a
+stack of a single row, so nothing else has to know the difference.
 """
 
 from collections.abc import Callable
@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from pcn_jax.balanced import pcn_value_and_grad
 from pcn_jax.class_gradients import (
     ClassValue,
     ClassValueAndGrad,
@@ -23,7 +24,8 @@ from pcn_jax.class_gradients import (
 from pcn_jax.dynamics import class_means
 from pcn_jax.known_labels import known_labels_value_and_grad
 from pcn_jax.samplers import Sampler
-from pcn_jax.training.algorithms import Algorithm, Hyperparameters
+from pcn_jax.training.algorithms import Algorithm
+from pcn_jax.training.config import TrainConfig
 from pcn_jax.training.problem import Examples, Gradients, ModelState, Problem
 from pcn_jax.transforms import sum_over_classes
 
@@ -76,7 +78,7 @@ class Steps(NamedTuple):
 def make_steps(
     problem: Problem,
     algorithm: Algorithm,
-    hyperparameters: Hyperparameters,
+    config: TrainConfig,
     optimizer: optax.GradientTransformation,
     sampler: Sampler | None,
 ) -> Steps:
@@ -85,7 +87,7 @@ def make_steps(
     Args:
       problem: The model, its loss and the data.
       algorithm: Which links stand before the sum over classes.
-      hyperparameters: Of those links.
+      config: What the links are told, and whether class gradients are made.
       optimizer: Follows the summed direction.
       sampler: Draws the batch; `None` takes all of the data, in micro-batches.
 
@@ -96,7 +98,18 @@ def make_steps(
       ValueError: By `init`, if a gradient of all the data is needed and the examples
         interact in the model.
     """
-    links = algorithm.links
+    links = algorithm.links(config) if algorithm.links else []
+    weights = algorithm.weights(config) if algorithm.weights else None
+    # All data are taken in micro-batches, and state comes from interacting examples.
+    explicit = config.explicit_class_gradients or sampler is None or problem.has_state
+    balanced = None
+    if weights is not None and not explicit:
+        links, balanced = (
+            [],
+            pcn_value_and_grad(
+                problem.losses, problem.num_classes, weights=weights, has_aux=True
+            ),
+        )
     per_class = per_class_value_and_grad(
         problem.losses, problem.num_classes, has_aux=True
     )
@@ -111,7 +124,7 @@ def make_steps(
     joint = _joint_value_and_grad(problem.losses, problem.num_classes)
     joint_of_all = problem.over_all_data(joint)
     transformation = optax.chain(
-        *(links(hyperparameters) if links else []),
+        *links,
         sum_over_classes(),
         optax.with_extra_args_support(optimizer),
     )
@@ -158,6 +171,18 @@ def make_steps(
             return per_class(state.params, inputs, labels, *_given(state))
         return known_labels(state.params, inputs, *_given(state))
 
+    def balanced_gradient(state: TrainState, train: Examples) -> Gradients:
+        assert sampler is not None
+        assert balanced is not None
+        value, direction = balanced(
+            state.params,
+            *batch(sampler, state, train),
+            *_given(state),
+            reference=state.reference if algorithm.needs_reference else None,
+        )
+        of_classes = ClassValue(value.losses, value.counts, value.aux)
+        return of_classes, jax.tree.map(lambda g: g[None], direction)
+
     def apply(
         state: TrainState, value: ClassValue, grads: chex.ArrayTree
     ) -> tuple[chex.ArrayTree, TrainState]:
@@ -175,9 +200,10 @@ def make_steps(
             opt_state=opt_state,
         )
 
+    gradients = class_gradients if algorithm.links else joint_gradients
     return Steps(
         init=init,
-        gradients=class_gradients if links else joint_gradients,
+        gradients=gradients if balanced is None else balanced_gradient,
         class_gradients=class_gradients,
         apply=apply,
         refreshes_reference=algorithm.needs_reference,
