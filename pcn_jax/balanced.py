@@ -288,15 +288,14 @@ def _fused(
     groups, num_classes = given[2], options.num_classes
     layout = sort_by_class(groups, num_classes)
     real = groups >= 0
-    seeds = real / at_least_one(real.sum())
     # Labels that could not be checked before must not pass silently: NaN.
-    seeds = jnp.where(jnp.any(groups >= num_classes), jnp.nan, seeds)
+    one = jnp.where(jnp.any(groups >= num_classes), jnp.nan, 1)
     if reference is not None:
         reference = jax.tree.map(layout.of_classes, unit_class_grads(reference)[0])
     measured = gradients.measure(
         traced,
         *given,
-        seeds=seeds,
+        seeds=jnp.where(real, one, 0),
         layout=layout,
         reference=reference,
         with_gramian=options.with_gramian,

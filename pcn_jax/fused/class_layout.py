@@ -47,13 +47,13 @@ class ClassLayout(NamedTuple):
     @property
     def members(self) -> jax.Array:
         """Which examples belong to each row, `[R, B]`."""
-        return self.rows == _numbers(self.num_rows)
+        return self.rows[None, :] == _numbers(self.num_rows)
 
     def to_classes(self, of_rows: jax.Array) -> jax.Array:
         """A quantity of each row `[R, ...]`, placed among all classes `[C, ...]`."""
         if self.num_rows == self.num_classes:
             return of_rows
-        here = self.labels == _numbers(self.num_classes)  # [C, R]
+        here = self.labels[None, :] == _numbers(self.num_classes)
         here = here.reshape(*here.shape, *[1] * (of_rows.ndim - 1))
         return jnp.where(here, of_rows[None], 0).sum(axis=1, dtype=of_rows.dtype)
 
@@ -98,15 +98,17 @@ def sort_by_class(labels: jax.Array, num_classes: int) -> ClassLayout:
         smaller = labels[None, :] < labels[:, None]
         row = jnp.sum(smaller & is_first[None, :], axis=1, dtype=jnp.int32)
         row = jnp.where(real, row, num_rows)
-        here = jnp.where(row == _numbers(num_rows), labels, -1).max(axis=1)
+        here = jnp.where(row[None, :] == _numbers(num_rows), labels[None, :], -1).max(
+            axis=1
+        )
         label = jnp.where(here < 0, num_classes, here)
     rows = _numbers(num_rows)
     return ClassLayout(
         rows=row,
         labels=label,
         order=jnp.argsort(row),
-        starts=jnp.sum(row < rows, axis=1, dtype=jnp.int32),
-        counts=jnp.sum(row == rows, axis=1, dtype=jnp.int32),
+        starts=jnp.sum(row[None, :] < rows, axis=1, dtype=jnp.int32),
+        counts=jnp.sum(row[None, :] == rows, axis=1, dtype=jnp.int32),
         num_classes=num_classes,
     )
 
@@ -131,7 +133,7 @@ def over_chunks(
     """
     number = -(-layout.counts // size)
     up_to = _numbers(layout.num_rows) >= _numbers(layout.num_rows).T
-    end = jnp.sum(jnp.where(up_to, number[None, :], 0), axis=1)
+    end = jnp.sum(jnp.where(up_to, number[None, :], 0), axis=1, dtype=jnp.int32)
 
     def body(k: jax.Array, carry: Carry) -> Carry:
         row = jnp.sum(end <= k, dtype=jnp.int32)
@@ -141,7 +143,7 @@ def over_chunks(
         chunk = layout.order[at], within < layout.counts[row]
         return step(carry, row, place == 0, chunk)
 
-    last: Carry = jax.lax.fori_loop(0, end[-1], body, carry)
+    last: Carry = jax.lax.fori_loop(jnp.zeros_like(end[-1]), end[-1], body, carry)
     return last
 
 

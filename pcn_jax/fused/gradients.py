@@ -82,7 +82,7 @@ def measure(
       inputs: Arrays `[B, ...]`.
       labels: Integers `[B]`.
       *args: What else the loss takes.
-      seeds: Weights of the examples' losses in the objective, `[B]`.
+      seeds: Weights of the examples' losses in their mean, 1 or 0 for padding, `[B]`.
       layout: Which rows the examples belong to.
       reference: Gradients with which to take inner products, leaves `[R, ...]`.
       with_gramian: Whether to take the inner products of all rows.

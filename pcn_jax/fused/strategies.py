@@ -128,7 +128,8 @@ def pair_squares(
         return updated
 
     sums = lax.fori_loop(0, number, outer, jnp.zeros((number, block_size), dtype))
-    members = rows.reshape(1, -1) == jnp.arange(layout.num_rows)[:, None]
+    numbers = jnp.arange(layout.num_rows, dtype=rows.dtype)[:, None]
+    members = rows.reshape(1, -1) == numbers
     return jnp.where(members, sums.reshape(1, -1), 0).sum(axis=1)
 
 

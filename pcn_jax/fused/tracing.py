@@ -99,7 +99,7 @@ def tap(
     Args:
       traced: The loss function.
       given: Its arguments, flat.
-      seeds: Weights of the examples' losses in the objective, `[B]`.
+      seeds: Weights of the examples' losses in their mean, `[B]`.
 
     Returns:
       Losses `[B]` in float32 or wider, the auxiliary output and the taps of each site.
@@ -131,7 +131,8 @@ def tap(
         return at_least_float32(losses), (operands, aux)
 
     losses, pullback, (operands, aux) = jax.vjp(forward, probes, has_aux=True)
-    (cotangents,) = pullback(seeds.astype(losses.dtype))
+    seeds = seeds.astype(losses.dtype)
+    (cotangents,) = pullback(seeds / jnp.maximum(seeds.sum(), 1))
     taps = [Taps(*pair) for pair in zip(operands, cotangents, strict=True)]
     return losses, jax.tree.unflatten(traced.aux, aux), taps
 

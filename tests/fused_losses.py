@@ -1,0 +1,377 @@
+"""Losses of every kind that the fused path has to understand, each with its data.
+
+Plain functions of arrays, without flax, so that what is tested is in sight.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+NUM_CLASSES = 3
+LABELS = np.array([0, 2, 0, 0, 1, 0, 2], np.int32)
+
+
+class Case(NamedTuple):
+    """A loss `[B]`, its parameters and what it takes besides the labels."""
+
+    loss: Callable[..., Any]
+    params: Any
+    inputs: Any
+    args: tuple[Any, ...] = ()
+
+
+def normal(seed: int, *shape: int) -> jax.Array:
+    """Fixed pseudo-random numbers."""
+    values = np.random.default_rng(seed).normal(size=shape)
+    return jnp.asarray(values, jnp.float32) * 0.5
+
+
+def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Softmax cross-entropy of each example."""
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+
+
+def dense(x: jax.Array, layer: dict[str, jax.Array]) -> jax.Array:
+    """A dense layer with a bias."""
+    bias = layer["bias"]
+    return x @ layer["kernel"] + bias.reshape((1,) * (x.ndim - 1) + bias.shape)
+
+
+def layer(seed: int, inner: int, outer: int) -> dict[str, jax.Array]:
+    """Its parameters."""
+    return {"kernel": normal(seed, inner, outer), "bias": normal(seed + 1, outer)}
+
+
+SIZE = len(LABELS)
+IMAGES = normal(0, SIZE, 8, 8, 2)
+TOKENS = np.random.default_rng(1).integers(0, 5, (SIZE, 4)).astype(np.int32)
+SEQUENCES = normal(2, SIZE, 4, 6)
+
+
+def mlp(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
+    hidden = jax.nn.relu(dense(x, params["one"]))
+    return cross_entropy(dense(hidden, params["two"]), y)
+
+
+MLP = {"one": layer(10, 6, 5), "two": layer(12, 5, NUM_CLASSES)}
+
+
+def conv(x: jax.Array, kernel: jax.Array, **options: Any) -> jax.Array:
+    options = {"window_strides": (1, 1), "padding": "SAME", **options}
+    numbers = options.pop("dimension_numbers", ("NHWC", "HWIO", "NHWC"))
+    return jax.lax.conv_general_dilated(x, kernel, dimension_numbers=numbers, **options)
+
+
+def cnn(params: Any, x: jax.Array, y: jax.Array, **options: Any) -> jax.Array:
+    hidden = jnp.tanh(conv(x, params["kernel"], **options))
+    return cross_entropy(dense(hidden.mean(axis=(1, 2)), params["head"]), y)
+
+
+def _cnn(kernel: tuple[int, ...], **options: Any) -> Case:
+    params = {"kernel": normal(20, *kernel), "head": layer(21, kernel[-1], NUM_CLASSES)}
+    return Case(lambda p, x, y: cnn(p, x, y, **options), params, IMAGES)
+
+
+def channels_first(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
+    numbers = ("NCHW", "OIHW", "NCHW")
+    hidden = conv(x, params["kernel"], dimension_numbers=numbers, padding="VALID")
+    hidden = jax.nn.relu(hidden).max(axis=(2, 3))
+    return cross_entropy(dense(hidden, params["head"]), y)
+
+
+def layer_norm(x: jax.Array, scale: jax.Array, shift: jax.Array) -> jax.Array:
+    mean = x.mean(axis=-1, keepdims=True)
+    deviation = jnp.sqrt(((x - mean) ** 2).mean(axis=-1, keepdims=True) + 1e-3)
+    scale, shift = (v.reshape((1,) * (x.ndim - 1) + v.shape) for v in (scale, shift))
+    return (x - mean) / deviation * scale + shift
+
+
+def attention(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
+    x = params["table"][x] + params["position"][None]
+    x = layer_norm(x, params["scale"], params["shift"])
+    q, k, v = (jnp.einsum("btd,dhe->bthe", x, params[name]) for name in "qkv")
+    weights = jax.nn.softmax(jnp.einsum("bthe,bshe->bhts", q, k), axis=-1)
+    mixed = jnp.einsum("bhts,bshe->bthe", weights, v)
+    x = x + jnp.einsum("bthe,hed->btd", mixed, params["out"])
+    return cross_entropy(dense(jax.nn.gelu(x).mean(axis=1), params["head"]), y)
+
+
+ATTENTION = {
+    "table": normal(30, 5, 6),
+    "position": normal(31, 4, 6),
+    "scale": 1 + normal(32, 6),
+    "shift": normal(33, 6),
+    **{name: normal(34 + k, 6, 2, 3) for k, name in enumerate("qkv")},
+    "out": normal(38, 2, 3, 6),
+    "head": layer(39, 6, NUM_CLASSES),
+}
+
+
+def recurrent(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
+    def step(h: jax.Array, now: jax.Array) -> tuple[jax.Array, None]:
+        return jnp.tanh(dense(h, params["inner"]) + now @ params["outer"]), None
+
+    start = jnp.zeros((len(x), 5), x.dtype)
+    last, _ = jax.lax.scan(step, start, x.transpose(1, 0, 2))
+    return cross_entropy(dense(last, params["head"]), y)
+
+
+def shared(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
+    """Used twice, once transposed, and once through a nonlinear function."""
+    hidden = jnp.tanh(x @ params["w"])
+    hidden = jnp.tanh(hidden @ params["w"].T) @ jnp.sin(params["w"])
+    return cross_entropy(dense(hidden, params["head"]), y)
+
+
+def tied(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
+    hidden = jnp.tanh(params["table"][x].mean(axis=1) @ params["w"])
+    return cross_entropy((hidden @ params["table"].T)[:, :NUM_CLASSES], y)
+
+
+def normalised_weights(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
+    v = params["v"]
+    w = params["g"][None, :] * v / jnp.sqrt((v * v).sum(axis=0, keepdims=True))
+    return cross_entropy(x @ w, y)
+
+
+def with_dropout(params: Any, x: jax.Array, y: jax.Array, key: Any) -> jax.Array:
+    hidden = jax.nn.relu(dense(x, params["one"]))
+    keep = jax.random.bernoulli(key, 0.5, hidden.shape)
+    return cross_entropy(dense(jnp.where(keep, 2 * hidden, 0), params["two"]), y)
+
+
+def with_decay(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
+    decay = sum((w * w).sum() for w in jax.tree.leaves(params))
+    return mlp(params, x, y) + 0.1 * decay
+
+
+def rematerialised(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
+    @jax.checkpoint
+    def block(one: Any, x: jax.Array) -> jax.Array:
+        return jnp.tanh(dense(x, one))
+
+    hidden = jax.jit(block)(params["one"], x)
+    return cross_entropy(dense(hidden, params["two"]), y)
+
+
+@jax.custom_vjp
+def reversed_gradient(x: jax.Array) -> jax.Array:
+    return 2 * x
+
+
+reversed_gradient.defvjp(lambda x: (2 * x, None), lambda _, g: (-g,))
+
+
+def with_custom_derivative(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
+    hidden = reversed_gradient(jnp.tanh(dense(x, params["one"])))
+    return cross_entropy(dense(hidden, params["two"]), y)
+
+
+@jax.custom_vjp
+def custom_scale(x: jax.Array, scale: jax.Array) -> jax.Array:
+    return x * scale
+
+
+custom_scale.defvjp(
+    lambda x, s: (x * s, (x, s)), lambda saved, g: (g * saved[1], (g * saved[0]).sum())
+)
+
+
+def parameter_in_a_custom_function(
+    params: Any, x: jax.Array, y: jax.Array
+) -> jax.Array:
+    return mlp(params["mlp"], custom_scale(x, params["scale"]), y)
+
+
+def frozen(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
+    params = {"one": jax.lax.stop_gradient(params["one"]), "two": params["two"]}
+    return mlp(params, x, y)
+
+
+def scalars(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
+    """Parameters of every rank, one of them used by no example."""
+    hidden = jnp.maximum(x * params["slope"], params["w"][None, :]) + params["one"]
+    return (hidden.sum(axis=1) - y.astype(x.dtype)) ** 2
+
+
+def of_two_inputs(params: Any, x: dict[str, jax.Array], y: jax.Array) -> jax.Array:
+    hidden = dense(x["left"], params["one"]) * x["right"][:, None]
+    return cross_entropy(dense(jnp.tanh(hidden), params["two"]), y)
+
+
+def masked_weights(params: Any, x: jax.Array, y: jax.Array, mask: Any) -> jax.Array:
+    """A mask that differs between examples is laid on parameters, not on inputs."""
+    hidden = x * (mask * params["scale"][None, :])
+    return mlp(params["mlp"], hidden, y)
+
+
+def experts(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
+    """Several matrices side by side, mixed by a gate, in a loop of fixed length."""
+    outputs = jnp.einsum("bd,edo->beo", x, params["experts"])
+    gate = jax.nn.softmax(x @ params["gate"], axis=-1)
+    mixed = (outputs * gate[:, :, None]).sum(axis=1)
+    mixed = jax.lax.fori_loop(0, 2, lambda _, h: jnp.tanh(h), mixed)
+    return cross_entropy(mixed, y)
+
+
+CASES = {
+    "mlp": Case(mlp, MLP, normal(3, SIZE, 6)),
+    "conv": _cnn((3, 3, 2, 4)),
+    "strided conv": _cnn((3, 2, 2, 4), window_strides=(2, 3), padding="VALID"),
+    "dilated conv": _cnn((3, 3, 2, 4), rhs_dilation=(2, 1), padding=((1, 2), (0, 1))),
+    "transposed conv": _cnn(
+        (3, 3, 2, 4), lhs_dilation=(2, 2), padding=((2, 1), (0, 2))
+    ),
+    "grouped conv": _cnn((3, 3, 1, 4), feature_group_count=2),
+    "more weights than positions": Case(
+        cnn,
+        {"kernel": normal(24, 3, 3, 8, 16), "head": layer(25, 16, NUM_CLASSES)},
+        normal(26, SIZE, 2, 2, 8),
+    ),
+    "channels first": Case(
+        channels_first,
+        {"kernel": normal(22, 4, 2, 3, 3), "head": layer(23, 4, NUM_CLASSES)},
+        IMAGES.transpose(0, 3, 1, 2),
+    ),
+    "attention": Case(attention, ATTENTION, TOKENS),
+    "recurrent": Case(
+        recurrent,
+        {
+            "inner": layer(50, 5, 5),
+            "outer": normal(52, 6, 5),
+            "head": layer(53, 5, NUM_CLASSES),
+        },
+        SEQUENCES,
+    ),
+    "shared": Case(
+        shared,
+        {"w": normal(60, 6, 5), "head": layer(61, 5, NUM_CLASSES)},
+        normal(3, SIZE, 6),
+    ),
+    "tied": Case(tied, {"table": normal(62, 5, 4), "w": normal(63, 4, 4)}, TOKENS),
+    "normalised weights": Case(
+        normalised_weights,
+        {"v": normal(64, 6, NUM_CLASSES), "g": normal(65, NUM_CLASSES)},
+        normal(3, SIZE, 6),
+    ),
+    "dropout": Case(with_dropout, MLP, normal(3, SIZE, 6), (jax.random.key(0),)),
+    "weight decay": Case(with_decay, MLP, normal(3, SIZE, 6)),
+    "rematerialised": Case(rematerialised, MLP, normal(3, SIZE, 6)),
+    "custom derivative": Case(with_custom_derivative, MLP, normal(3, SIZE, 6)),
+    "parameter in a custom function": Case(
+        parameter_in_a_custom_function,
+        {"mlp": MLP, "scale": normal(66)},
+        normal(3, SIZE, 6),
+    ),
+    "frozen": Case(frozen, MLP, normal(3, SIZE, 6)),
+    "scalars": Case(
+        scalars,
+        {
+            "slope": normal(67),
+            "w": normal(68, 6),
+            "one": normal(69),
+            "no": normal(70, 2),
+        },
+        normal(3, SIZE, 6),
+    ),
+    "two inputs": Case(
+        of_two_inputs, MLP, {"left": normal(3, SIZE, 6), "right": normal(4, SIZE)}
+    ),
+    "masked weights": Case(
+        masked_weights,
+        {"mlp": MLP, "scale": normal(71, 6)},
+        normal(3, SIZE, 6),
+        (normal(72, SIZE, 6),),
+    ),
+    "experts": Case(
+        experts,
+        {"experts": normal(73, 4, 6, NUM_CLASSES), "gate": normal(74, 6, 4)},
+        normal(3, SIZE, 6),
+    ),
+}
+
+
+def batch_statistics(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
+    return mlp(params, x - x.mean(axis=0, keepdims=True), y)
+
+
+def contrastive(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
+    hidden = dense(x, params["one"])
+    return cross_entropy(hidden @ hidden.T, y)
+
+
+def neighbours(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
+    return mlp(params, x + jnp.roll(x, 1, axis=0), y)
+
+
+def reversed_batch(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
+    return mlp(params, x + x[::-1], y)
+
+
+def sorted_batch(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
+    return mlp(params, jnp.sort(x, axis=0), y)
+
+
+def running_sum(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
+    return mlp(params, jnp.cumsum(x, axis=0), y)
+
+
+def looked_up(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
+    return mlp(params, x[y], y)
+
+
+def scanned(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
+    def step(total: jax.Array, now: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return total + now, total
+
+    return mlp(params, jax.lax.scan(step, jnp.zeros_like(x[0]), x)[1], y)
+
+
+def until_all_are_large(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
+    x = jax.lax.while_loop(lambda x: jnp.abs(x).min() < 1, lambda x: 2 * x, x)
+    return mlp(params, jax.lax.stop_gradient(x), y)
+
+
+def relative_loss(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
+    losses = mlp(params, x, y)
+    return losses / losses.sum()
+
+
+@jax.custom_vjp
+def mixed_backwards(x: jax.Array) -> jax.Array:
+    return x
+
+
+mixed_backwards.defvjp(
+    lambda x: (x, None), lambda _, g: (g - g.mean(0, keepdims=True),)
+)
+
+
+def custom_interaction(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
+    return cross_entropy(mixed_backwards(dense(x, params["one"]))[:, :NUM_CLASSES], y)
+
+
+def merged_axes(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
+    """Independent, but not in a way that is followed."""
+    hidden = jnp.stack([x, 2 * x], axis=1).reshape(2 * len(x), -1)
+    return mlp(params, hidden.reshape(len(x), 2, -1).mean(axis=1), y)
+
+
+INTERACTING = [
+    batch_statistics,
+    contrastive,
+    neighbours,
+    reversed_batch,
+    sorted_batch,
+    running_sum,
+    looked_up,
+    scanned,
+    until_all_are_large,
+    relative_loss,
+    custom_interaction,
+    merged_axes,
+]

@@ -1,0 +1,438 @@
+"""The balanced gradient: what the explicit class gradients give, by another way."""
+
+import functools
+import warnings
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import pcn_jax
+from pcn_jax import pcn_value_and_grad, weights
+from tests.fused_losses import CASES, INTERACTING, LABELS, MLP, NUM_CLASSES, Case, mlp
+
+LINKS = {
+    "norm": ([pcn_jax.scale_by_class_norm()], weights.inverse_norm()),
+    "clipping": (
+        [pcn_jax.clip_by_class_norm(0.5)],
+        weights.inverse_clipped_norm(0.5),
+    ),
+    "frequency": (
+        [pcn_jax.scale_by_class_frequency()],
+        weights.inverse_frequency(),
+    ),
+    "alignment": (
+        [
+            pcn_jax.scale_by_class_norm(),
+            pcn_jax.scale_by_class_alignment(min_alignment=0.2),
+        ],
+        weights.inverse_alignment(min_alignment=0.2),
+    ),
+}
+
+
+def in_float64(tree: Any) -> Any:
+    return jax.tree.map(
+        lambda x: x.astype(jnp.float64) if x.dtype == jnp.float32 else x, tree
+    )
+
+
+def explicit(
+    case: Case, links: Any, labels: Any = LABELS, num_classes: int = NUM_CLASSES
+) -> tuple[pcn_jax.ClassValue, Any, Any]:
+    """The class losses, class gradients and direction by way of a chain."""
+    class_gradients = pcn_jax.per_class_value_and_grad(case.loss, num_classes)
+    value, grads = jax.jit(class_gradients)(
+        case.params, case.inputs, labels, *case.args
+    )
+    chain = optax.chain(*links, pcn_jax.sum_over_classes())
+    direction, _ = chain.update(
+        grads,
+        chain.init(case.params),
+        case.params,
+        class_counts=value.counts,
+        reference=reference_of(grads),
+    )
+    return value, grads, direction
+
+
+def reference_of(grads: Any) -> Any:
+    """Something correlated with class gradients."""
+    return jax.tree.map(lambda g: g + 0.3 * g[::-1], grads)
+
+
+def fused(case: Case, labels: Any = LABELS, **options: Any) -> Any:
+    arguments = {"num_classes": NUM_CLASSES, "path": "fused", **options}
+    given = {k: arguments.pop(k) for k in ("rows", "reference") if k in arguments}
+    function = jax.jit(pcn_value_and_grad(case.loss, **arguments))
+    return function(case.params, case.inputs, labels, *case.args, **given)
+
+
+def assert_close(actual: Any, expected: Any, atol: float = 1e-13) -> None:
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    for x, y in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        assert x.dtype == y.dtype
+        np.testing.assert_allclose(x, y, rtol=0, atol=atol)
+
+
+class TestEquality:
+    """In float64, with everything that can be asked for."""
+
+    @pytest.mark.parametrize("name", CASES)
+    def test_every_loss(self, name: str) -> None:
+        with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
+            loss, *given = CASES[name]
+
+            @jax.jit
+            def both(params: Any, inputs: Any, args: Any) -> Any:
+                case = Case(loss, params, inputs, args)
+                found, direction = fused(case)
+                expected = explicit(case, LINKS["norm"][0])
+                reference = reference_of(expected[1])
+                more = fused(case, with_gramian=True), fused(case, reference=reference)
+                return found, direction, expected, reference, *more
+
+            found, direction, expected, reference, *more = both(*in_float64(given))
+            value, grads, by_chain = expected
+            assert_close(direction, by_chain)
+            assert_close(found.losses, value.losses)
+            assert_close(found.norms, pcn_jax.class_norms(grads), atol=1e-12)
+            assert found.counts.tolist() == value.counts.tolist()
+            (with_gramian, again), (with_reference, once_more) = more
+            assert_close(again, by_chain)
+            assert_close(once_more, by_chain)
+            cosines = pcn_jax.class_cosines(grads)
+            assert_close(with_gramian.statistics.cosines, cosines, atol=1e-12)
+            alignment = pcn_jax.class_alignment(grads, reference)
+            assert_close(with_reference.statistics.alignment, alignment, atol=1e-12)
+
+    @pytest.mark.parametrize("path", ["fused", "masked"])
+    @pytest.mark.parametrize("name", LINKS)
+    def test_the_weights_of_every_link(self, name: str, path: str) -> None:
+        links, class_weights = LINKS[name]
+        with jax.enable_x64(True):
+            case = Case(CASES["mlp"].loss, *in_float64(tuple(CASES["mlp"][1:])))
+            _, grads, direction = explicit(case, links)
+            reference = reference_of(grads)
+            _, found = fused(
+                case, weights=class_weights, path=path, reference=reference
+            )
+            assert_close(found, direction)
+
+    @pytest.mark.parametrize("name", ["mlp", "conv", "attention", "tied"])
+    def test_float32(self, name: str) -> None:
+        case = CASES[name]
+        _, _, direction = explicit(case, LINKS["norm"][0])
+        _, found = fused(case)
+        assert_close(found, direction, atol=1e-5)
+
+    def test_bfloat16(self) -> None:
+        case = CASES["conv"]
+        params, inputs = jax.tree.map(
+            lambda x: x.astype(jnp.bfloat16), (case.params, case.inputs)
+        )
+        with jax.numpy_dtype_promotion("standard"):
+            case = Case(case.loss, params, inputs)
+            _, _, direction = explicit(case, LINKS["norm"][0])
+            value, found = fused(case)
+        assert value.norms.dtype == jnp.float32
+        assert_close(found, direction, atol=0.02)
+
+    def test_weights_may_be_any_function_of_the_gramian(self) -> None:
+        case = CASES["mlp"]
+        _, grads, _ = explicit(case, [])
+
+        def towards_all(statistics: pcn_jax.ClassStatistics) -> jax.Array:
+            return statistics.cosines.sum(axis=1)
+
+        value, direction = fused(case, weights=towards_all, with_gramian=True)
+        expected = jax.tree.map(
+            lambda g: jnp.tensordot(pcn_jax.class_cosines(grads).sum(axis=1), g, 1),
+            grads,
+        )
+        assert_close(direction, expected, atol=1e-5)
+        assert value.weights.shape == (NUM_CLASSES,)
+
+
+class TestBatches:
+    """Whatever the labels are."""
+
+    @pytest.mark.parametrize("name", ["mlp", "conv", "attention", "recurrent"])
+    @pytest.mark.parametrize(
+        "labels",
+        [
+            pytest.param([1] * 7, id="one class"),
+            pytest.param([2, -1, 0, -3, 2, 2, 0], id="padding and an absent class"),
+            pytest.param([-1] * 7, id="nothing but padding"),
+            pytest.param([40, 7, 99, 7, 7, 0, -1], id="more classes than examples"),
+        ],
+    )
+    def test_any_labels(self, name: str, labels: list[int]) -> None:
+        case, number = CASES[name], 100
+        given = np.asarray(labels, np.int32)
+
+        def loss(params: Any, x: Any, y: jax.Array) -> jax.Array:
+            return CASES[name].loss(params, x, jnp.clip(y, 0, 2))
+
+        case = case._replace(loss=loss)
+        value, grads, direction = explicit(case, LINKS["norm"][0], given, number)
+        found, fused_direction = fused(case, given, num_classes=number)
+        assert_close(fused_direction, direction, atol=1e-5)
+        assert_close(found.losses, value.losses, atol=1e-6)
+        assert_close(found.norms, pcn_jax.class_norms(grads), atol=1e-6)
+        assert found.counts.tolist() == value.counts.tolist()
+
+    @pytest.mark.parametrize("num_classes", [NUM_CLASSES, 50])
+    def test_neither_the_order_nor_the_names_of_classes_matter(
+        self, num_classes: int
+    ) -> None:
+        case, order = CASES["conv"], np.array([3, 1, 6, 0, 2, 5, 4])
+        names = np.array([2, 0, 1], np.int32)
+        _, direction = fused(case, rows=LABELS, num_classes=num_classes)
+        shuffled = case._replace(inputs=case.inputs[order])
+        _, again = fused(
+            shuffled,
+            LABELS[order],
+            rows=names[LABELS][order],
+            num_classes=num_classes,
+        )
+        assert_close(again, direction, atol=1e-6)
+
+    def test_rows_finer_than_classes(self) -> None:
+        case = CASES["mlp"]
+        halves = np.array([0, 4, 1, 0, 2, 1, 5], np.int32)
+
+        def loss(params: Any, inputs: Any, rows: jax.Array) -> jax.Array:
+            return case.loss(params, inputs, jnp.asarray(LABELS))
+
+        _, grads, _ = explicit(case._replace(loss=loss), [], halves, 6)
+        value, _ = fused(case, rows=halves, num_classes=6, with_gramian=True)
+        expected = pcn_jax.class_cosines(grads)
+        assert_close(value.statistics.cosines, expected, atol=1e-5)
+        assert value.counts.tolist() == [2, 2, 1, 0, 1, 1]
+
+    @pytest.mark.parametrize("name", ["mlp", "conv"])
+    @pytest.mark.parametrize("scale", [1e-20, 1e20])
+    def test_the_scale_of_a_class_does_not_matter(
+        self, name: str, scale: float
+    ) -> None:
+        case = CASES[name]
+        _, direction = fused(case)
+
+        def scaled(params: Any, x: Any, y: jax.Array) -> jax.Array:
+            return case.loss(params, x, y) * jnp.where(y == 2, scale, 1)
+
+        value, found = fused(case._replace(loss=scaled))
+        assert_close(found, direction, atol=1e-5)
+        assert np.isfinite(value.norms).all()
+
+    def test_an_exactly_zero_gradient_contributes_nothing(self) -> None:
+        case = CASES["mlp"]
+
+        def loss(params: Any, x: Any, y: jax.Array) -> jax.Array:
+            return jnp.where(y == 0, 0, case.loss(params, x, y))
+
+        _, _, direction = explicit(case._replace(loss=loss), LINKS["norm"][0])
+        value, found = fused(case._replace(loss=loss))
+        assert float(value.norms[0]) == float(value.weights[0]) == 0
+        assert_close(found, direction, atol=1e-6)
+
+    def test_labels_out_of_range(self) -> None:
+        case, labels = CASES["mlp"], np.array([0, 3, 0, 0, 1, 0, 2], np.int32)
+        with pytest.raises(ValueError, match="below num_classes=3, got a label 3"):
+            pcn_value_and_grad(case.loss, 3)(case.params, case.inputs, labels)
+        _, direction = fused(case, jnp.asarray(labels))  # unknown when tracing
+        assert all(np.isnan(x).any() for x in jax.tree.leaves(direction))
+
+
+class TestUse:
+    """Under transformations, and with auxiliary output."""
+
+    def test_vmap_over_seeds(self) -> None:
+        case = CASES["conv"]
+        several = jax.tree.map(lambda x: jnp.stack([x, 2 * x, -x]), case.params)
+        function = pcn_value_and_grad(case.loss, NUM_CLASSES, path="fused")
+        function = jax.jit(function)
+        _, together = jax.vmap(lambda p: function(p, case.inputs, LABELS))(several)
+        for k in range(3):
+            one = jax.tree.map(lambda x, k=k: x[k], several)
+            _, alone = function(one, case.inputs, LABELS)
+            assert_close(jax.tree.map(lambda x, k=k: x[k], together), alone, atol=1e-6)
+
+    def test_scan_with_an_optimizer(self) -> None:
+        case, optimizer = CASES["mlp"], optax.adam(0.1)
+        function = pcn_value_and_grad(case.loss, NUM_CLASSES, path="fused")
+
+        def step(carry: Any, _: None) -> tuple[Any, jax.Array]:
+            params, state = carry
+            value, direction = function(params, case.inputs, jnp.asarray(LABELS))
+            updates, state = optimizer.update(direction, state, params)
+            return (optax.apply_updates(params, updates), state), value.loss
+
+        start = case.params, optimizer.init(case.params)
+        with jax.numpy_dtype_promotion("standard"):  # in Adam
+            _, losses = jax.lax.scan(step, start, length=30)
+        assert losses[-1] < 0.2 * losses[0]
+
+    def test_is_traced_once(self) -> None:
+        case, traced = CASES["mlp"], []
+
+        def loss(*given: Any) -> jax.Array:
+            traced.append(given)
+            return case.loss(*given)
+
+        function = jax.jit(pcn_value_and_grad(loss, NUM_CLASSES))
+        function(case.params, case.inputs, LABELS)
+        once = len(traced)
+        function(case.params, 2 * case.inputs, LABELS[::-1].copy())
+        assert len(traced) == once
+
+    @pytest.mark.parametrize("path", ["fused", "masked"])
+    def test_aux_may_mix_examples(self, path: str) -> None:
+        def loss(params: Any, x: Any, y: jax.Array) -> tuple[jax.Array, Any]:
+            losses = mlp(params, x, y)
+            return losses, {"mean": losses.mean(), "twice": 2 * losses, "n": 7}
+
+        case = CASES["mlp"]._replace(loss=loss)
+        value, _ = fused(case, has_aux=True, path=path)
+        expected = mlp(case.params, case.inputs, jnp.asarray(LABELS))
+        np.testing.assert_allclose(value.aux["mean"], expected.mean(), rtol=1e-6)
+        np.testing.assert_allclose(value.aux["twice"], 2 * expected, rtol=1e-6)
+        assert int(value.aux["n"]) == 7
+        np.testing.assert_allclose(value.loss, expected.mean(), rtol=1e-6)
+
+    def test_closed_over_arrays(self) -> None:
+        case, shift = CASES["mlp"], np.ones((1, 6), np.float32)
+
+        def loss(params: Any, x: Any, y: jax.Array) -> jax.Array:
+            return case.loss(params, x + shift, y)
+
+        _, direction = fused(case._replace(loss=loss))
+        _, expected = fused(case._replace(inputs=case.inputs + shift))
+        assert_close(direction, expected, atol=1e-7)
+
+
+class TestInteractions:
+    """Never something else in silence."""
+
+    @pytest.mark.parametrize("loss", INTERACTING)
+    def test_are_refused_where_the_fused_path_is_asked_for(self, loss: Any) -> None:
+        case = CASES["mlp"]
+        with pytest.raises(ValueError, match="path='masked'"):
+            pcn_value_and_grad(loss, NUM_CLASSES, path="fused")(
+                case.params, case.inputs, LABELS
+            )
+
+    @pytest.mark.parametrize("loss", INTERACTING)
+    def test_take_the_masked_path_and_say_so(self, loss: Any) -> None:
+        case = CASES["mlp"]._replace(loss=loss)
+        function = pcn_value_and_grad(loss, NUM_CLASSES)
+        with pytest.warns(UserWarning, match="all class gradients"):
+            _, direction = function(case.params, case.inputs, LABELS)
+        _, _, expected = explicit(case, LINKS["norm"][0])
+        assert_close(direction, expected, atol=1e-6)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            function = pcn_value_and_grad(loss, NUM_CLASSES, path="masked")
+            _, again = function(case.params, case.inputs, LABELS)
+        assert_close(again, direction, atol=0)
+
+    @pytest.mark.parametrize("name", CASES)
+    def test_independent_examples_are_recognised(self, name: str) -> None:
+        case = CASES[name]
+        plan = pcn_jax.pcn_plan(case.loss, NUM_CLASSES)(
+            case.params, case.inputs, LABELS, *case.args
+        )
+        assert plan.path == "fused", plan.reason
+
+
+class TestPlan:
+    """What is said of the way that is taken."""
+
+    def test_names_each_use_of_a_parameter(self) -> None:
+        case = CASES["attention"]
+        plan = pcn_jax.pcn_plan(case.loss, NUM_CLASSES)(
+            case.params, case.inputs, LABELS
+        )
+        ways = dict(plan.ways)
+        assert ways["['table']"] == "lookup"
+        assert ways["['scale']"] == "examples"
+        assert ways["['head']['kernel']"] == "pairs"
+        assert "['table']" in str(plan)
+
+    @pytest.mark.parametrize(
+        ("name", "ways"),
+        [
+            ("conv", {"rows", "pairs", "examples"}),
+            ("more weights than positions", {"stream", "pairs", "examples"}),
+            ("recurrent", {"masked", "pairs", "examples"}),
+            ("shared", {"rows", "pairs", "examples"}),
+        ],
+    )
+    def test_every_way_is_taken_somewhere(self, name: str, ways: set[str]) -> None:
+        case = CASES[name]
+        plan = pcn_jax.pcn_plan(case.loss, NUM_CLASSES)(
+            case.params, case.inputs, LABELS
+        )
+        assert {way.split(",")[0] for _, way in plan.ways} == ways
+
+    def test_says_why_it_is_the_masked_path(self) -> None:
+        case = CASES["mlp"]
+        plan = pcn_jax.pcn_plan(INTERACTING[0], NUM_CLASSES)(
+            case.params, case.inputs, LABELS
+        )
+        assert plan.path == "masked"
+        assert "mean" in str(plan)
+
+
+class TestErrors:
+    """As early as possible, with what to do."""
+
+    @pytest.mark.parametrize("number", [0, -1, 2.0, None])
+    def test_num_classes(self, number: Any) -> None:
+        with pytest.raises(ValueError, match="positive integer"):
+            pcn_value_and_grad(mlp, number)
+
+    def test_path(self) -> None:
+        with pytest.raises(ValueError, match="'fused', 'masked' or None, got 'fast'"):
+            pcn_value_and_grad(mlp, 2, path="fast")  # type: ignore[arg-type]
+
+    def test_losses_that_were_averaged(self) -> None:
+        def loss(*given: Any) -> jax.Array:
+            return mlp(*given).mean()
+
+        with pytest.raises(ValueError, match="one loss an example"):
+            fused(CASES["mlp"]._replace(loss=loss))
+
+    @pytest.mark.parametrize("path", ["fused", "masked"])
+    def test_weights_of_another_shape(self, path: str) -> None:
+        with pytest.raises(ValueError, match=r"shape \(3,\), got \(\)"):
+            fused(CASES["mlp"], weights=lambda s: s.norms.sum(), path=path)
+
+    @pytest.mark.parametrize("path", ["fused", "masked"])
+    def test_alignment_without_a_reference(self, path: str) -> None:
+        with pytest.raises(ValueError, match="reference="):
+            fused(CASES["mlp"], weights=weights.inverse_alignment(), path=path)
+
+    def test_a_reference_without_the_class_axis(self) -> None:
+        with pytest.raises(ValueError, match=r"leaves \[C, \*param.shape\]"):
+            fused(CASES["mlp"], reference=MLP)
+
+    def test_cosines_without_a_gramian(self) -> None:
+        value, _ = fused(CASES["mlp"])
+        with pytest.raises(ValueError, match="with_gramian=True"):
+            _ = value.statistics.cosines
+
+    @pytest.mark.parametrize(
+        "make",
+        [
+            functools.partial(weights.inverse_clipped_norm, -1.0),
+            functools.partial(weights.inverse_alignment, min_alignment=0.0),
+        ],
+    )
+    def test_hyperparameters_of_weights(self, make: Any) -> None:
+        with pytest.raises(ValueError, match="must"):
+            make()
