@@ -216,7 +216,7 @@ def pcn_plan(
       ...     return 0.5 * (x @ params["w"] + params["b"] - y) ** 2
       >>> params, x = {"w": jnp.ones(3), "b": jnp.zeros(())}, jnp.ones((4, 3))
       >>> print(pcn_plan(squared_error, 2)(params, x, jnp.array([0, 1, 1, 0])))
-      ['w']  pairs, 4 at once
+      ['w']  pairs
       ['b']  examples
     """
     check_num_classes(num_classes)

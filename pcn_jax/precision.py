@@ -1,5 +1,7 @@
 """Sums and norms are taken in float32 or wider, whatever the parameters are kept in."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -17,4 +19,9 @@ def at_least_float32(x: jax.Array) -> jax.Array:
       >>> at_least_float32(jnp.ones(2, jnp.bfloat16)).dtype
       dtype('float32')
     """
-    return x if x.dtype in (jnp.float32, jnp.float64) else x.astype(jnp.float32)
+    return x.astype(sum_dtype(x.dtype))
+
+
+def sum_dtype(dtype: Any) -> Any:
+    """The dtype in which numbers of a dtype are summed: float64, or float32."""
+    return dtype if dtype in (jnp.float32, jnp.float64) else jnp.dtype(jnp.float32)

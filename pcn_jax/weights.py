@@ -108,8 +108,8 @@ def inverse_frequency() -> ClassWeights:
       A function of `ClassStatistics`.
 
     Example:
-      >>> inverse_frequency()(ClassStatistics(jnp.ones(2), jnp.array([3, 1]))).round(3)
-      Array([0.667, 2.   ], dtype=float32)
+      >>> inverse_frequency()(ClassStatistics(jnp.ones(2), jnp.array([4, 1]))).tolist()
+      [0.625, 2.5]
     """
     return lambda statistics: _inverse_shares(statistics) / len(statistics.counts)
 

@@ -12,7 +12,7 @@ import pytest
 
 import pcn_jax
 from pcn_jax import pcn_value_and_grad, weights
-from tests.fused_losses import CASES, INTERACTING, LABELS, MLP, NUM_CLASSES, Case, mlp
+from fused_losses import CASES, INTERACTING, LABELS, MLP, NUM_CLASSES, Case, mlp
 
 LINKS = {
     "norm": ([pcn_jax.scale_by_class_norm()], weights.inverse_norm()),

@@ -18,14 +18,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pcn_jax.fused import strategies
+from pcn_jax.fused import pairs, strategies
 from pcn_jax.fused.class_layout import ClassLayout
 from pcn_jax.fused.plan import Choice, Way, block_size, choose
 from pcn_jax.fused.program import Slot
 from pcn_jax.fused.sites import (
     Site,
     Taps,
-    dense_factors,
     example_gradients,
     masked_gradients,
     weight_gradients,
@@ -117,15 +116,13 @@ def measure(
     behind = {slot: x for slot, x in of_rows.items() if slot not in in_place}
     stacks = [*direct.values(), *(jax.vmap(to_params)(behind) if behind else ())]
     matrices = [at_least_float32(x).reshape(layout.num_rows, -1) for x in stacks]
-    factors: list[strategies.Factors] = [
-        dense_factors(site, taken) for site, taken, _ in ways["pairs"]
-    ]
+    sources = [pairs.of_site(site, taken, weights) for site, taken, _ in ways["pairs"]]
     if of_examples:
         small = _side_by_side(of_examples.values())
         if with_gramian or layout.num_rows * small.shape[1] <= _MANY_NUMBERS:
             matrices.append(_sum_by_row(small, weights, layout))
         else:
-            factors.append((small[:, None, :],))
+            sources.append(pairs.of_gradients(small, weights))
 
     def add_up(row_weights: jax.Array) -> chex.ArrayTree:
         scaled, each = row_weights * scale, layout.to_examples(row_weights)
@@ -137,10 +134,10 @@ def measure(
 
     gramian = products = None
     if with_gramian:
-        gramian = _gramian(matrices, factors, weights, layout)
+        gramian = _gramian(matrices, sources, layout)
         squares = jnp.diagonal(gramian)
     else:
-        squares = _squares(matrices, factors, ways, weights, layout)
+        squares = _squares(matrices, sources, ways, weights, layout)
     if reference is not None:
         products = _products(matrices, jax.tree.leaves(reference))
     return Measured(losses, aux, squares, gramian, products, scale, add_up)
@@ -207,7 +204,7 @@ def _add(total: dict[Slot, jax.Array], more: dict[Slot, jax.Array]) -> None:
 
 def _squares(
     matrices: Sequence[jax.Array],
-    factors: Sequence[strategies.Factors],
+    sources: Sequence[pairs.PairSource],
     ways: _Ways,
     weights: jax.Array,
     layout: ClassLayout,
@@ -220,23 +217,22 @@ def _squares(
         squares += strategies.stream_squares(site, taken, weights, layout, at_once)
     for site, taken, _ in ways["lookup"]:
         squares += strategies.lookup_squares(site, taken, weights, layout)
-    if factors:
-        tokens = max(last.shape[1] for *_, last in factors)
+    for tokens in sorted({source.tokens for source in sources}):
+        alike = [source for source in sources if source.tokens == tokens]
         block = block_size(layout.size, layout.num_rows, tokens)
-        squares += strategies.pair_squares(factors, weights, layout, block)
+        squares += pairs.pair_squares(alike, layout, block)
     return squares
 
 
 def _gramian(
     matrices: Sequence[jax.Array],
-    factors: Sequence[strategies.Factors],
-    weights: jax.Array,
+    sources: Sequence[pairs.PairSource],
     layout: ClassLayout,
 ) -> jax.Array:
     """Inner products of all rows, `[R, R]`."""
     parts = [jnp.matmul(x, x.T, precision=_HIGHEST) for x in matrices]
-    if factors:
-        parts.append(strategies.pair_gramian(factors, weights, layout))
+    if sources:
+        parts.append(pairs.pair_gramian(sources, layout))
     return sum(parts[1:], start=parts[0])
 
 

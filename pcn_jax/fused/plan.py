@@ -24,7 +24,6 @@ _VIEWS = {
 _WEIGHT_OF_MEMORY = 60
 """Multiplications in the time in which one number of a gradient is read and written."""
 _TOKENS_AT_ONCE = 256
-_LEAST_BLOCK, _LARGEST_BLOCK = 16, 128
 
 
 class Choice(NamedTuple):
@@ -71,24 +70,44 @@ def choose(
         return Choice("masked")
     if site.kind == "lookup":
         return Choice("lookup")
-    size, tokens, inner = site.size, site.tokens, site.contracted
-    weights = math.prod(site.param_shape)
+    size, tokens, weights = site.size, site.tokens, math.prod(site.param_shape)
     chunk = max(1, min(_TOKENS_AT_ONCE // tokens, size // (2 * num_rows)))
-    activations = size * tokens * (inner + weights // inner)
-    if site.kind == "dense" and not keep_rows:
-        one_by_one = weights * (size // chunk + num_rows) * _WEIGHT_OF_MEMORY
-        if size * tokens * activations <= 2 * one_by_one:
-            return Choice("pairs")
-    fits = num_rows * weights <= activations
-    return Choice("rows" if stacked or fits else "stream", chunk)
+    accumulating = weights * (size // chunk + num_rows) * _WEIGHT_OF_MEMORY
+    features = weights // site.contracted
+    fits = num_rows * weights <= size * tokens * (site.contracted + features)
+    if stacked or fits:
+        others = Choice("rows", chunk), accumulating
+    else:
+        others = Choice("stream", chunk), accumulating + size * tokens * weights
+    if site.kind == "product" or keep_rows:
+        return others[0]
+    partners = size if with_gramian else min(-(-size // num_rows), size // 2)
+    pairs = size * partners * _products_of_a_pair(site)
+    return min((Choice("pairs"), pairs), others, key=lambda choice: choice[1])[0]
+
+
+def _products_of_a_pair(site: Site) -> int:
+    """Multiplications in the inner product of the gradients of two examples."""
+    pairs, inner = site.tokens**2, site.contracted
+    features = math.prod(site.param_shape) // inner
+    if site.kind == "dense":
+        return pairs * (inner + features)
+    numbers = site.equation.params["dimension_numbers"]
+    window = math.prod(site.param_shape[d] for d in numbers.rhs_spec[2:])
+    seen = site.equation.types[site.equation.inputs.index(site.operand)].shape
+    positions = math.prod(seen[d] for d in numbers.lhs_spec[2:])
+    of_positions = positions**2 * inner // window + 4 * window * pairs
+    return pairs * features + min(pairs * inner, of_positions)
 
 
 def block_size(size: int, num_rows: int, tokens: int) -> int:
-    """Examples whose pairs are taken at once: the size of a class, more or less."""
+    """Examples whose pairs are taken at once: half of a class, more or less."""
     if jax.default_backend() != "cpu":
-        return size  # one large product of matrices
-    block = min(max(size // (2 * num_rows), _LEAST_BLOCK), _LARGEST_BLOCK)
-    return min(max(block // tokens, 1), size)
+        return max(min(size, 4096 // tokens), 1)  # few large products of matrices
+    half = max(size // (2 * num_rows), 1)
+    block = 2 ** (half.bit_length() - 1)  # odd sizes are slow
+    least, largest = (16, 128) if tokens == 1 else (64 // tokens, 256 // tokens)
+    return min(max(min(block, largest), least, 1), size)
 
 
 def measured_in_place(program: Program, slots: Iterable[Slot]) -> set[Slot]:

@@ -6,12 +6,13 @@ are all that is needed for the weight gradient of any selection of examples.
 
 import itertools
 import math
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from pcn_jax.fused.class_layout import Chunk, ClassLayout
+from pcn_jax.fused.class_layout import ClassLayout
 from pcn_jax.fused.conv import kernel_gradient
 from pcn_jax.fused.example_axis import ELEMENTWISE, Axis, NotProvenError
 from pcn_jax.fused.program import Equation, Program, Slot, is_float
@@ -138,7 +139,7 @@ def weight_gradients(
     Returns:
       Gradients shaped like the parameters, by slot.
     """
-    return _pull_back(site, taps.values, _weighted(site, taps, weights))
+    return _pull_back(site, taps.values, _weighted(site, taps.cotangents, weights))
 
 
 def masked_gradients(
@@ -164,58 +165,48 @@ def example_gradients(site: Site, taps: Taps) -> jax.Array:
     return grads.reshape(-1, *site.param_shape)
 
 
-def chunk_gradient(
-    site: Site, taps: Taps, weights: jax.Array, chunk: Chunk
-) -> jax.Array:
-    """Gradient of a few examples, at a product or a convolution.
+def take_examples(
+    site: Site, taps: Taps, positions: jax.Array, weights: jax.Array
+) -> Taps:
+    """The taps of a few examples, their losses weighted.
 
     Args:
       site: The site.
       taps: Of all examples.
-      weights: One an example, `[B]`.
-      chunk: The examples, and which of them count.
+      positions: Of the few in the batch, `[m]`.
+      weights: One each, `[m]`.
 
     Returns:
-      The weighted sum of their gradients, `param.shape`, in float32 or wider.
+      Taps as of a batch of the few.
     """
-    positions, counts = chunk
-    weights = jnp.where(counts, weights[positions], 0)
-    few = Taps(
-        {
-            slot: value if axis is None else _take(value, positions, axis)
-            for (slot, value), axis in zip(
-                taps.values.items(), map(site.axes.get, taps.values), strict=True
-            )
-        },
-        [_take(taps.cotangents[0], positions, site.out_axes[0])],
-    )
+    values = {
+        slot: x if axis is None else _take(x, positions, axis)
+        for (slot, x), axis in zip(
+            taps.values.items(), map(site.axes.get, taps.values), strict=True
+        )
+    }
+    cotangents = [
+        _take(x, positions, axis)
+        for x, axis in zip(taps.cotangents, site.out_axes, strict=True)
+    ]
+    return Taps(values, _weighted(site, cotangents, weights))
+
+
+def summed_gradient(site: Site, taps: Taps) -> jax.Array:
+    """Gradient of the sum of a few examples, at a product or a convolution.
+
+    Returns:
+      `param.shape`, in float32 or wider.
+    """
     if site.kind == "conv":
-        (cotangent,) = _weighted(site, few, weights)
         return kernel_gradient(
-            few.values[site.operand],
-            cotangent,
+            taps.values[site.operand],
+            taps.cotangents[0],
             site.param_shape,
             site.equation.params,
         )
-    return at_least_float32(weight_gradients(site, few, weights)[site.params[0]])
-
-
-def dense_factors(site: Site, taps: Taps) -> tuple[jax.Array, jax.Array]:
-    """Inputs `[B, T, K]` and cotangents `[B, T, O]`; their products are gradients."""
-    x, (cotangent,), (out_axis,) = site.operand, taps.cotangents, site.out_axes
-    side = site.equation.operands.index(x)
-    contracted = site.equation.params["dimension_numbers"][0][side]
-    axis, values = site.axes[x], taps.values[x]
-    free = [d for d in range(values.ndim) if d not in (axis, *contracted)]
-    # Results have the free axes of the left operand first, then those of the right.
-    first = 0 if side == 0 else cotangent.ndim - len(free) - 1
-    of_x = [d for d in range(first, first + len(free) + 1) if d != out_axis]
-    of_param = [d for d in range(cotangent.ndim) if d not in (out_axis, *of_x)]
-    shape = site.size, site.tokens, -1
-    return (
-        values.transpose(axis, *free, *contracted).reshape(shape),
-        cotangent.transpose(out_axis, *of_x, *of_param).reshape(shape),
-    )
+    grads = _pull_back(site, taps.values, taps.cotangents)
+    return at_least_float32(grads[site.params[0]])
 
 
 def lookup_factors(site: Site, taps: Taps) -> tuple[jax.Array, jax.Array]:
@@ -297,13 +288,15 @@ def _pull_back(
     return dict(grads)
 
 
-def _weighted(site: Site, taps: Taps, weights: jax.Array) -> list[jax.Array]:
+def _weighted(
+    site: Site, cotangents: Sequence[jax.Array], weights: jax.Array
+) -> list[jax.Array]:
     return [
         x
         * jnp.expand_dims(
             weights.astype(x.dtype), [d for d in range(x.ndim) if d != axis]
         )
-        for axis, x in zip(site.out_axes, taps.cotangents, strict=True)
+        for axis, x in zip(site.out_axes, cotangents, strict=True)
     ]
 
 

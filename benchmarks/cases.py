@@ -1,0 +1,110 @@
+"""The nets, the batches and the loss that are measured."""
+
+from collections.abc import Iterator
+from typing import Any, Literal, NamedTuple
+
+import jax
+import numpy as np
+import optax
+from flax import linen as nn
+
+from pcn_jax.models import CNN, ResNet18
+from pcn_jax.models.pooling import max_pool
+
+Net = Literal["mlp", "cnn", "wide", "resnet18"]
+Labels = Literal["balanced", "long-tailed"]
+
+
+class Case(NamedTuple):
+    """One batch on one net.
+
+    Attributes:
+      net: The net.
+      num_classes: `C`.
+      batch_size: `B`.
+      labels: How the classes are distributed.
+    """
+
+    net: Net
+    num_classes: int
+    batch_size: int
+    labels: Labels
+
+    @property
+    def name(self) -> str:
+        """What the case is called in files and messages."""
+        return f"{self.net} C={self.num_classes} B={self.batch_size} {self.labels}"
+
+    @property
+    def classes(self) -> np.ndarray:
+        """The label of each example, int32 `[B]`: the same in every library."""
+        random = np.random.RandomState(0)
+        number = self.num_classes
+        if self.labels == "balanced":
+            labels = np.arange(self.batch_size) % number
+        else:
+            share = 0.01 ** (np.arange(number) / (number - 1))
+            labels = random.choice(number, self.batch_size, p=share / share.sum())
+        return random.permutation(labels).astype(np.int32)
+
+
+def cases(nets: tuple[Net, ...], classes: tuple[int, ...]) -> Iterator[Case]:
+    """The cases of some nets and numbers of classes.
+
+    A thousand classes are for the MLP alone; it also comes with a large batch, where
+    the inner products between examples cost most.
+    """
+    for net in nets:
+        sizes = [64] if net == "resnet18" else [128]
+        for number in classes:
+            if number > 100 and net != "mlp":
+                continue
+            for size in [*sizes, *([1024] if net == "mlp" and number >= 10 else [])]:
+                for labels in ("balanced", "long-tailed"):
+                    yield Case(net, number, size, labels)
+
+
+class MLP(nn.Module):
+    """3072-512-256-C with ReLU."""
+
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps images to logits."""
+        x = x.reshape(x.shape[0], -1)
+        for width in (512, 256):
+            x = nn.relu(nn.Dense(width)(x))
+        return nn.Dense(self.num_classes)(x)
+
+
+class WideCNN(nn.Module):
+    """Three blocks of a 3 x 3 convolution, ReLU and max-pooling: 32, 64, 128."""
+
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps images to logits."""
+        for width in (32, 64, 128):
+            x = nn.relu(nn.Conv(width, (3, 3))(x))
+            x = max_pool(x, (2, 2), (2, 2))
+        return nn.Dense(self.num_classes)(x.reshape(x.shape[0], -1))
+
+
+def build(net: Net, num_classes: int) -> nn.Module:
+    """The net of a case."""
+    makers: dict[str, Any] = {
+        "mlp": MLP,
+        "cnn": CNN,
+        "wide": WideCNN,
+        "resnet18": ResNet18,
+    }
+    model: nn.Module = makers[net](num_classes=num_classes)
+    return model
+
+
+def losses(model: nn.Module, params: Any, images: Any, labels: Any) -> jax.Array:
+    """Cross-entropy of each example, `[B]`."""
+    logits = model.apply({"params": params}, images)
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels)

@@ -1,0 +1,188 @@
+"""Measures what a balanced gradient costs, and writes the table and the figure.
+
+    python -m benchmarks.gradients               # everything: about an hour
+    python -m benchmarks.gradients --nets mlp --classes 10 --no-peers
+    python -m benchmarks.gradients --draw        # only the table and the figure
+
+One process for JAX and one for PyTorch, on the same core, take turns: in each round every
+method is called once. Cases that are done are not measured again (`--fresh` does), and
+each is written as soon as it is done.
+"""
+
+import datetime
+import json
+import os
+import platform
+import subprocess
+import sys
+import venv
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+from tqdm.auto import tqdm
+
+from benchmarks.cases import Case, Net, cases
+from benchmarks.report import draw
+
+_HERE = Path(__file__).parent
+_PEERS = _HERE.parent / ".venv-peers"
+
+
+@dataclass(frozen=True)
+class Config:
+    """What is measured."""
+
+    nets: tuple[Net, ...] = ("mlp", "cnn", "wide", "resnet18")
+    """Networks."""
+
+    classes: tuple[int, ...] = (2, 10, 100, 1000)
+    """Numbers of classes; a thousand is for the MLP alone."""
+
+    repeats: int = 15
+    """Rounds, of which the median counts; a fifth as many for resnet18."""
+
+    core: int = 0
+    """Core on which everything runs."""
+
+    peers: bool = True
+    """Whether PyTorch is measured too, in an environment that is made for it."""
+
+    fresh: bool = False
+    """Whether cases that are done are measured again."""
+
+    draw: bool = False
+    """Whether nothing is measured, and only the table and the figure are made."""
+
+    folder: Path = Path("docs/benchmarks")
+    """Where the results are written."""
+
+    def __post_init__(self) -> None:
+        """Refuses what cannot be measured."""
+        if self.repeats < 1:
+            raise ValueError(f"repeats must be 1 or more, got {self.repeats}.")
+        if min(self.classes, default=2) < 2:
+            raise ValueError(f"classes must be 2 or more, got {self.classes}.")
+
+
+class Worker:
+    """A process that prepares cases and runs methods."""
+
+    def __init__(self, command: list[str]) -> None:
+        """Starts it."""
+        self._process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=_HERE.parent,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+
+    def ask(self, **request: Any) -> dict[str, Any]:
+        """Sends a request and waits for the answer."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        print(json.dumps(request), file=self._process.stdin, flush=True)
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError("A worker ended: its last words are above.")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def close(self) -> None:
+        """Ends it."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
+
+
+def main() -> None:
+    """Reads the command line, measures and writes."""
+    config = tyro.cli(Config, description=__doc__)
+    path = config.folder / "gradients.json"
+    results: dict[str, Any] = {"cases": {}}
+    if path.exists():
+        results = json.loads(path.read_text(encoding="utf-8"))
+    if not config.draw:
+        config.folder.mkdir(parents=True, exist_ok=True)
+        _measure_all(config, results, path)
+    if not results["cases"]:
+        raise SystemExit(f"There is nothing to draw: {path} does not exist yet.")
+    draw(results, config.folder)
+    print(f"{config.folder}/gradients.md, gradients.png")
+
+
+def _measure_all(config: Config, results: dict[str, Any], path: Path) -> None:
+    wanted = [
+        case
+        for case in cases(config.nets, config.classes)
+        if config.fresh or case.name not in results["cases"]
+    ]
+    core = ["--core", str(config.core)]
+    workers = {"jax": Worker([sys.executable, "-m", "benchmarks.jax_worker", *core])}
+    if config.peers:
+        worker = str(_HERE / "torch_worker.py")
+        workers["torch"] = Worker([_peers_python(), worker, *core])
+    for case in tqdm(wanted, unit="case", disable=not sys.stderr.isatty()):
+        results["cases"][case.name] = _measure(case, workers, config)
+        results |= {
+            "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+            "machine": _machine(),
+            "python": platform.python_version(),
+        }
+        partial = path.with_suffix(".part")
+        partial.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        partial.replace(path)
+        draw(results, config.folder)
+    for one in workers.values():
+        one.close()
+
+
+def _measure(case: Case, workers: dict[str, Worker], config: Config) -> dict[str, Any]:
+    methods: dict[str, dict[str, Any]] = {}
+    versions: dict[str, str] = {}
+    for library, worker in workers.items():
+        request = {"case": list(case), "net": case.net, "num_classes": case.num_classes}
+        answer = worker.ask(
+            do="prepare", labels=case.classes.tolist(), limit_s=60, **request
+        )
+        versions |= answer["versions"]
+        for name, facts in answer["methods"].items():
+            methods[f"{library}: {name}"] = {**facts, "ms": []}
+    rounds = config.repeats if case.net != "resnet18" else max(config.repeats // 5, 1)
+    for _ in range(rounds):
+        for name, facts in methods.items():
+            library, method = name.split(": ", maxsplit=1)
+            if "not_run" not in facts:
+                answer = workers[library].ask(do="run", method=method)
+                facts["ms"].append(round(answer["ms"], 3))
+    return {"case": case._asdict(), "methods": methods, "versions": versions}
+
+
+def _peers_python() -> str:
+    python = _PEERS / "bin" / "python"
+    if not (_PEERS / "installed").exists():
+        print(f"Making {_PEERS.name}, the environment of the peers.", flush=True)
+        venv.create(_PEERS, with_pip=True, clear=True)
+        requirements = _HERE / "peers-requirements.txt"
+        install = [python, "-m", "pip", "install", "--quiet", "-r", requirements]
+        if subprocess.run(install, check=False).returncode:
+            raise SystemExit(
+                f"The peers could not be installed from {requirements.name}: see above. "
+                "Without them: --no-peers."
+            )
+        (_PEERS / "installed").touch()
+    return str(python)
+
+
+def _machine() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
+    models = [line.split(":")[1].strip() for line in lines if "model name" in line]
+    return models[0] if models else platform.processor()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,164 @@
+"""The JAX side: prepares a case, and runs one method when it is told to.
+
+Reads one JSON object a line and answers with one. Kept in a process of its own, on one
+core, so that it can take turns with another library.
+"""
+
+import os
+import sys
+
+_CORE = int(sys.argv[sys.argv.index("--core") + 1])
+os.sched_setaffinity(0, {_CORE})
+os.environ["XLA_FLAGS"] = (
+    "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+)
+os.environ["JAX_PLATFORMS"] = "cpu"
+
+import functools  # noqa: E402
+import json  # noqa: E402
+import time  # noqa: E402
+from collections.abc import Callable  # noqa: E402
+from typing import Any  # noqa: E402
+
+import flax  # noqa: E402
+import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
+import numpy as np  # noqa: E402
+import optax  # noqa: E402
+
+import pcn_jax  # noqa: E402
+from benchmarks.cases import Case, build, losses  # noqa: E402
+
+_FEW = 8
+"""Examples on which the error is measured, where all would take too long."""
+
+
+class Prepared:
+    """A case with its compiled methods."""
+
+    def __init__(self, case: Case) -> None:
+        """Compiles every method and calls it once."""
+        model = build(case.net, case.num_classes)
+        images = np.random.RandomState(0).normal(size=(case.batch_size, 32, 32, 3))
+        self.images = jnp.asarray(images, jnp.float32)
+        self.labels = jnp.asarray(case.classes)
+        self.params = model.init(jax.random.key(0), self.images[:1])["params"]
+        self.loss = functools.partial(losses, model)
+        self.case = case
+        self.compiled: dict[str, Any] = {}
+        self.facts: dict[str, dict[str, Any]] = {}
+        for name, method in self._methods().items():
+            if isinstance(method, str):
+                self.facts[name] = {"not_run": method}
+                continue
+            start = time.perf_counter()
+            lowered = jax.jit(method).lower(self.params, self.images, self.labels)
+            self.compiled[name] = lowered.compile()
+            self.facts[name] = {"compile_s": time.perf_counter() - start}
+            memory = self.compiled[name].memory_analysis()
+            self.facts[name]["temporary_mb"] = memory.temp_size_in_bytes / 1e6
+            self.run(name)
+        self.facts["fused"] |= self._errors()
+
+    def run(self, name: str) -> float:
+        """Milliseconds of one call."""
+        start = time.perf_counter()
+        given = self.params, self.images, self.labels
+        jax.block_until_ready(self.compiled[name](*given))
+        return 1000 * (time.perf_counter() - start)
+
+    def _methods(self) -> dict[str, Callable[..., Any] | str]:
+        number, loss = self.case.num_classes, self.loss
+
+        def mean_loss(params: Any, images: Any, labels: Any) -> jax.Array:
+            return loss(params, images, labels).mean()
+
+        segments = pcn_jax.known_labels_value_and_grad(loss, self.case.classes, number)
+        chain = optax.chain(pcn_jax.scale_by_class_norm(), pcn_jax.sum_over_classes())
+
+        def by_segments(params: Any, images: Any, labels: Any) -> Any:
+            del labels
+            value, grads = segments(params, images)
+            return value, chain.update(grads, chain.init(params), params)[0]
+
+        convolutional = self.case.net != "mlp"
+        too_long = "a minute or more"
+        large = self.case.net == "resnet18"
+        return {
+            "plain": jax.value_and_grad(mean_loss),
+            "fused": pcn_jax.pcn_value_and_grad(loss, number, path="fused"),
+            "known labels": too_long
+            if number > 10 or (large and number > 2)
+            else by_segments,
+            "masked": too_long
+            if (convolutional and number > 10) or number > 100 or (large and number > 2)
+            else pcn_jax.pcn_value_and_grad(loss, number, path="masked"),
+        }
+
+    def _errors(self) -> dict[str, float]:
+        """Largest error of the fused direction against float64, over its largest entry."""
+        size = _FEW if self.case.net == "resnet18" else self.case.batch_size
+        images, labels = self.images[:size], self.labels[:size]
+        function = pcn_jax.pcn_value_and_grad(
+            self.loss, self.case.num_classes, path="fused"
+        )
+        _, single = jax.jit(function)(self.params, images, labels)
+        with jax.enable_x64(True):
+            params, images = jax.tree.map(
+                lambda x: jnp.asarray(np.asarray(x), jnp.float64), (self.params, images)
+            )
+            labels = jnp.asarray(np.asarray(labels))
+            _, double = jax.jit(function)(params, images, labels)
+            exact = self._slow_direction(params, images, np.asarray(labels))
+            return {
+                "error_float32": _relative_error(single, exact),
+                "error_float64": _relative_error(double, exact),
+            }
+
+    def _slow_direction(self, params: Any, images: Any, labels: np.ndarray) -> Any:
+        """One plain gradient a class, normalised and added: nothing of the library."""
+
+        @jax.jit
+        def gradient(params: Any, images: Any, which: Any, label: Any) -> Any:
+            def class_loss(params: Any) -> jax.Array:
+                each = self.loss(params, images, which)
+                return jnp.where(which == label, each, 0).sum()
+
+            return jax.grad(class_loss)(params)
+
+        total = jax.tree.map(np.zeros_like, params)
+        for label in np.unique(labels):
+            grads = gradient(params, images, jnp.asarray(labels), label)
+            norm = np.sqrt(
+                sum((np.asarray(g) ** 2).sum() for g in jax.tree.leaves(grads))
+            )
+            total = jax.tree.map(
+                lambda t, g, n=norm: t + np.asarray(g) / n, total, grads
+            )
+        return total
+
+
+def _relative_error(found: Any, exact: Any) -> float:
+    pairs = list(zip(jax.tree.leaves(found), jax.tree.leaves(exact), strict=True))
+    worst = max(np.abs(np.asarray(x, np.float64) - y).max() for x, y in pairs)
+    return float(worst / max(np.abs(y).max() for _, y in pairs))
+
+
+def main() -> None:
+    """Answers until there is nothing more to read."""
+    prepared: Prepared | None = None
+    for line in sys.stdin:
+        request = json.loads(line)
+        if request["do"] == "prepare":
+            prepared = None  # frees the last one
+            prepared = Prepared(Case(*request["case"]))
+            versions = {"jax": jax.__version__, "flax": flax.__version__}
+            answer: Any = {"methods": prepared.facts, "versions": versions}
+        else:
+            assert prepared is not None
+            answer = {"ms": prepared.run(request["method"])}
+        print(json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    main()

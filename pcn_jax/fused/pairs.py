@@ -1,0 +1,196 @@
+"""Norms of class gradients from pairs of examples, without any weight gradient.
+
+    ‖Σ_i g_i‖² = Σ_ij ⟨g_i, g_j⟩
+
+Where the gradient of an example is a sum of few outer products, `g_i = Σ_t a_it δ_itᵀ`,
+its inner products with others cost far less than it would itself:
+
+    ⟨g_i, g_j⟩ = Σ_ts ⟨a_it, a_js⟩ ⟨δ_it, δ_js⟩
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from pcn_jax.fused.class_layout import ClassLayout
+from pcn_jax.fused.conv import patch_products
+from pcn_jax.fused.sites import Site, Taps, take_examples
+from pcn_jax.precision import sum_dtype
+
+_HIGHEST = lax.Precision.HIGHEST
+
+
+class PairSource(NamedTuple):
+    """Some parameters, and how to take inner products of the gradients by them.
+
+    Attributes:
+      take: From positions in the batch `[m]` to what `products` needs of them.
+      products: From `m` and `n` examples to inner products `[m, n]`.
+      tokens: `T`, the outer products that the gradient of an example is the sum of.
+    """
+
+    take: Callable[[jax.Array], Any]
+    products: Callable[[Any, Any], jax.Array]
+    tokens: int
+
+
+def of_site(site: Site, taps: Taps, weights: jax.Array) -> PairSource:
+    """The parameter of a product or a convolution; `weights` `[B]` scale the losses."""
+    products = _conv_products if site.kind == "conv" else _dense_products
+    return PairSource(
+        take=lambda positions: take_examples(site, taps, positions, weights[positions]),
+        products=functools.partial(products, site),
+        tokens=site.tokens,
+    )
+
+
+def of_gradients(grads: jax.Array, weights: jax.Array) -> PairSource:
+    """Parameters whose gradients are known, `[B, size]`."""
+
+    def take(positions: jax.Array) -> jax.Array:
+        taken = jnp.take(grads, positions, axis=0, mode="clip")
+        return taken * weights[positions].astype(grads.dtype)[:, None]
+
+    return PairSource(take=take, products=_row_products, tokens=1)
+
+
+def pair_squares(
+    sources: Sequence[PairSource], layout: ClassLayout, block_size: int
+) -> jax.Array:
+    """Squared norms of the rows, `[R]`.
+
+    The examples are sorted by class, so only blocks near the diagonal hold pairs of one
+    class, and by symmetry only those on one side of it are needed.
+
+    Args:
+      sources: What to take inner products of.
+      layout: The batch.
+      block_size: Examples in a block.
+
+    Returns:
+      The sum of the squares over all sources, in float32 or wider.
+    """
+    size, number = layout.size, -(-layout.size // block_size)
+    places = jnp.arange(number * block_size, dtype=jnp.int32)
+    positions = layout.order[jnp.minimum(places, size - 1)]
+    rows = jnp.where(places < size, layout.rows[positions], layout.num_rows)
+    positions, rows = (x.reshape(number, block_size) for x in (positions, rows))
+
+    def block(k: jax.Array) -> list[Any]:
+        return [source.take(positions[k]) for source in sources]
+
+    def within_rows(k: jax.Array, j: jax.Array, left: Any, right: Any) -> jax.Array:
+        same = rows[k][:, None] == rows[j][None, :]
+        return jnp.where(same, _all_products(sources, left, right), 0).sum(axis=1)
+
+    def outer(k: jax.Array, sums: jax.Array) -> jax.Array:
+        here = block(k)
+
+        def add(carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+            j, sums = carry
+            return j + 1, sums + 2 * within_rows(k, j, here, block(j))
+
+        def may_match(carry: tuple[jax.Array, jax.Array]) -> jax.Array:
+            j = jnp.minimum(carry[0], number - 1)
+            return (carry[0] < number) & (rows[j, 0] <= rows[k, -1])
+
+        start = k + 1, within_rows(k, k, here, here)
+        _, of_block = lax.while_loop(may_match, add, start)
+        updated: jax.Array = lax.dynamic_update_index_in_dim(sums, of_block, k, 0)
+        return updated
+
+    zero = jnp.zeros((), jnp.int32)
+    like = jax.eval_shape(lambda k: within_rows(k, k, block(k), block(k)), zero)
+    sums = lax.fori_loop(0, number, outer, jnp.zeros((number, block_size), like.dtype))
+    numbers = jnp.arange(layout.num_rows, dtype=rows.dtype)[:, None]
+    members = rows.reshape(1, -1) == numbers
+    return jnp.where(members, sums.reshape(1, -1), 0).sum(axis=1)
+
+
+def pair_gramian(sources: Sequence[PairSource], layout: ClassLayout) -> jax.Array:
+    """Inner products `[R, R]` of all rows, from those of all examples."""
+    all_positions = jnp.arange(layout.size, dtype=jnp.int32)
+    everything = [source.take(all_positions) for source in sources]
+    pairs = _all_products(sources, everything, everything)
+    members = layout.members.astype(pairs.dtype)
+    by_row = jnp.matmul(members, pairs, precision=_HIGHEST)
+    return jnp.matmul(by_row, members.T, precision=_HIGHEST)
+
+
+def _all_products(
+    sources: Sequence[PairSource], left: Sequence[Any], right: Sequence[Any]
+) -> jax.Array:
+    """Inner products `[m, n]`, added over the sources."""
+    products = [
+        source.products(ours, theirs)
+        for source, ours, theirs in zip(sources, left, right, strict=True)
+    ]
+    return sum(products[1:], start=products[0])
+
+
+def _dense_products(site: Site, left: Taps, right: Taps) -> jax.Array:
+    inputs, cotangents = (
+        _row_products(ours, theirs)
+        for ours, theirs in zip(
+            _dense_factors(site, left), _dense_factors(site, right), strict=True
+        )
+    )
+    return _over_tokens(inputs * cotangents, site.tokens)
+
+
+def _conv_products(site: Site, left: Taps, right: Taps) -> jax.Array:
+    params = site.equation.params
+    spec = params["dimension_numbers"].out_spec
+    ours, theirs = (
+        taps.cotangents[0].transpose(spec[0], *spec[2:], spec[1])
+        for taps in (left, right)
+    )
+    inputs = patch_products(
+        left.values[site.operand],
+        right.values[site.operand],
+        site.param_shape,
+        ours.shape[1:-1],
+        params,
+    )
+    flat = (x.reshape(-1, x.shape[-1]) for x in (ours, theirs))
+    return _over_tokens(inputs * _row_products(*flat), site.tokens)
+
+
+def _dense_factors(site: Site, taps: Taps) -> tuple[jax.Array, jax.Array]:
+    """Inputs `[m * T, K]` and cotangents `[m * T, O]`."""
+    x, (cotangent,), (out_axis,) = site.operand, taps.cotangents, site.out_axes
+    side = site.equation.operands.index(x)
+    contracted = site.equation.params["dimension_numbers"][0][side]
+    axis, values = site.axes[x], taps.values[x]
+    free = [d for d in range(values.ndim) if d not in (axis, *contracted)]
+    # Results have the free axes of the left operand first, then those of the right.
+    first = 0 if side == 0 else cotangent.ndim - len(free) - 1
+    of_x = [d for d in range(first, first + len(free) + 1) if d != out_axis]
+    of_param = [d for d in range(cotangent.ndim) if d not in (out_axis, *of_x)]
+    rows = cotangent.shape[out_axis] * site.tokens
+    return (
+        values.transpose(axis, *free, *contracted).reshape(rows, -1),
+        cotangent.transpose(out_axis, *of_x, *of_param).reshape(rows, -1),
+    )
+
+
+def _over_tokens(products: jax.Array, tokens: int) -> jax.Array:
+    """Sums `[m * T, n * T]` over the tokens of each pair of examples."""
+    if tokens == 1:
+        return products
+    m, n = (size // tokens for size in products.shape)
+    return products.reshape(m, tokens, n, tokens).sum(axis=(1, 3))
+
+
+def _row_products(x: jax.Array, y: jax.Array) -> jax.Array:
+    return lax.dot_general(
+        x,
+        y,
+        (((1,), (1,)), ((), ())),
+        precision=_HIGHEST,
+        preferred_element_type=sum_dtype(x.dtype),
+    )
