@@ -80,7 +80,7 @@ def draw(results: dict[str, Any], folder: Path) -> None:
 def _ratios(record: dict[str, Any], name: str) -> np.ndarray:
     """Time over that of the plain gradient of the same library, of each round."""
     methods = record["methods"]
-    plain = methods[name.split(":")[0] + ": plain"]["ms"]
+    plain = methods[name.split(":", maxsplit=1)[0] + ": plain"]["ms"]
     ratios: np.ndarray = np.array(methods[name]["ms"]) / np.array(plain)
     return ratios
 

@@ -16,7 +16,6 @@ from typing import Any
 os.sched_setaffinity(0, {int(sys.argv[sys.argv.index("--core") + 1])})
 
 import torch
-import torchjd
 from torch import nn
 from torch.nn.functional import cross_entropy
 from torchjd.aggregation import WeightedAggregator, Weighting

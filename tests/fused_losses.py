@@ -18,7 +18,7 @@ LABELS = np.array([0, 2, 0, 0, 1, 0, 2], np.int32)
 class Case(NamedTuple):
     """A loss `[B]`, its parameters and what it takes besides the labels."""
 
-    loss: Callable[..., Any]
+    loss: Callable[..., jax.Array]
     params: Any
     inputs: Any
     args: tuple[Any, ...] = ()
@@ -32,7 +32,8 @@ def normal(seed: int, *shape: int) -> jax.Array:
 
 def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """Softmax cross-entropy of each example."""
-    return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    losses: jax.Array = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    return losses
 
 
 def dense(x: jax.Array, layer: dict[str, jax.Array]) -> jax.Array:
@@ -145,7 +146,7 @@ def with_dropout(params: Any, x: jax.Array, y: jax.Array, key: Any) -> jax.Array
 
 
 def with_decay(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
-    decay = sum((w * w).sum() for w in jax.tree.leaves(params))
+    decay = jnp.stack([(w * w).sum() for w in jax.tree.leaves(params)]).sum()
     return mlp(params, x, y) + 0.1 * decay
 
 
@@ -195,7 +196,7 @@ def frozen(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
 def scalars(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
     """Parameters of every rank, one of them used by no example."""
     hidden = jnp.maximum(x * params["slope"], params["w"][None, :]) + params["one"]
-    return (hidden.sum(axis=1) - y.astype(x.dtype)) ** 2
+    return jnp.square(hidden.sum(axis=1) - y.astype(x.dtype))
 
 
 def of_two_inputs(params: Any, x: dict[str, jax.Array], y: jax.Array) -> jax.Array:
@@ -216,6 +217,13 @@ def experts(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
     mixed = (outputs * gate[:, :, None]).sum(axis=1)
     mixed = jax.lax.fori_loop(0, 2, lambda _, h: jnp.tanh(h), mixed)
     return cross_entropy(mixed, y)
+
+
+def one_matrix_each(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
+    """Products of several vectors with as many matrices, side by side."""
+    left, right = jnp.unstack(jnp.tile(x, (1, 2)).reshape(len(x), 2, -1), axis=1)
+    several = jnp.stack([left, jnp.tanh(right)], axis=1)
+    return cross_entropy(jnp.einsum("bed,edo->beo", several, params).sum(axis=1), y)
 
 
 CASES = {
@@ -287,6 +295,9 @@ CASES = {
         normal(3, SIZE, 6),
         (normal(72, SIZE, 6),),
     ),
+    "one matrix each": Case(
+        one_matrix_each, normal(75, 2, 6, NUM_CLASSES), normal(3, SIZE, 6)
+    ),
     "experts": Case(
         experts,
         {"experts": normal(73, 4, 6, NUM_CLASSES), "gate": normal(74, 6, 4)},
@@ -355,6 +366,20 @@ def custom_interaction(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
     return cross_entropy(mixed_backwards(dense(x, params["one"]))[:, :NUM_CLASSES], y)
 
 
+def complex_numbers(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
+    """Independent, but with a gradient that is not followed."""
+    scale = params["one"]["kernel"][:, :1].T.astype(jnp.complex64)
+    return mlp(params, jnp.abs(x.astype(jnp.complex64) * scale), y)
+
+
+def repeated_batch(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
+    return mlp(params, jnp.tile(x, (2, 1))[1 : 1 + len(x)], y)
+
+
+def taken_apart(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
+    return mlp(params, x - jnp.unstack(x, axis=0)[0][None], y)
+
+
 def merged_axes(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
     """Independent, but not in a way that is followed."""
     hidden = jnp.stack([x, 2 * x], axis=1).reshape(2 * len(x), -1)
@@ -363,6 +388,9 @@ def merged_axes(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
 
 INTERACTING = [
     batch_statistics,
+    complex_numbers,
+    repeated_batch,
+    taken_apart,
     contrastive,
     neighbours,
     reversed_batch,

@@ -4,15 +4,16 @@ import functools
 import warnings
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from fused_losses import CASES, INTERACTING, LABELS, MLP, NUM_CLASSES, Case, mlp
 
 import pcn_jax
 from pcn_jax import pcn_value_and_grad, weights
-from fused_losses import CASES, INTERACTING, LABELS, MLP, NUM_CLASSES, Case, mlp
 
 LINKS = {
     "norm": ([pcn_jax.scale_by_class_norm()], weights.inverse_norm()),
@@ -72,7 +73,7 @@ def fused(case: Case, labels: Any = LABELS, **options: Any) -> Any:
 
 
 def assert_close(actual: Any, expected: Any, atol: float = 1e-13) -> None:
-    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    chex.assert_trees_all_equal_structs(actual, expected)
     for x, y in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
         assert x.dtype == y.dtype
         np.testing.assert_allclose(x, y, rtol=0, atol=atol)
@@ -291,13 +292,14 @@ class TestUse:
         assert len(traced) == once
 
     @pytest.mark.parametrize("path", ["fused", "masked"])
-    def test_aux_may_mix_examples(self, path: str) -> None:
+    def test_aux_may_mix_examples(self, path: Any) -> None:
         def loss(params: Any, x: Any, y: jax.Array) -> tuple[jax.Array, Any]:
             losses = mlp(params, x, y)
             return losses, {"mean": losses.mean(), "twice": 2 * losses, "n": 7}
 
-        case = CASES["mlp"]._replace(loss=loss)
-        value, _ = fused(case, has_aux=True, path=path)
+        case = CASES["mlp"]
+        function = pcn_value_and_grad(loss, NUM_CLASSES, has_aux=True, path=path)
+        value, _ = jax.jit(function)(case.params, case.inputs, LABELS)
         expected = mlp(case.params, case.inputs, jnp.asarray(LABELS))
         np.testing.assert_allclose(value.aux["mean"], expected.mean(), rtol=1e-6)
         np.testing.assert_allclose(value.aux["twice"], 2 * expected, rtol=1e-6)
@@ -367,7 +369,8 @@ class TestPlan:
         ("name", "ways"),
         [
             ("conv", {"rows", "pairs", "examples"}),
-            ("more weights than positions", {"stream", "pairs", "examples"}),
+            ("more weights than positions", {"pairs", "examples"}),
+            ("one matrix each", {"stream"}),
             ("recurrent", {"masked", "pairs", "examples"}),
             ("shared", {"rows", "pairs", "examples"}),
         ],

@@ -94,21 +94,19 @@ def sort_by_class(labels: jax.Array, num_classes: int) -> ClassLayout:
         num_rows = size
         same = labels[:, None] == labels[None, :]
         earlier = _numbers(size) > jnp.arange(size, dtype=jnp.int32)[None, :]
-        is_first = real & ~jnp.any(same & earlier, axis=1)
+        is_first = real & (_sum(same & earlier) == 0)
         smaller = labels[None, :] < labels[:, None]
-        row = jnp.sum(smaller & is_first[None, :], axis=1, dtype=jnp.int32)
-        row = jnp.where(real, row, num_rows)
-        here = jnp.where(row[None, :] == _numbers(num_rows), labels[None, :], -1).max(
-            axis=1
-        )
-        label = jnp.where(here < 0, num_classes, here)
+        row = jnp.where(real, _sum(smaller & is_first[None, :]), num_rows)
+        here = (row[None, :] == _numbers(num_rows)) & is_first[None, :]
+        label = jnp.where(here, labels[None, :] - num_classes, 0)
+        label = num_classes + _sum(label)
     rows = _numbers(num_rows)
     return ClassLayout(
         rows=row,
         labels=label,
         order=jnp.argsort(row),
-        starts=jnp.sum(row[None, :] < rows, axis=1, dtype=jnp.int32),
-        counts=jnp.sum(row[None, :] == rows, axis=1, dtype=jnp.int32),
+        starts=_sum(row[None, :] < rows),
+        counts=_sum(row[None, :] == rows),
         num_classes=num_classes,
     )
 
@@ -133,7 +131,7 @@ def over_chunks(
     """
     number = -(-layout.counts // size)
     up_to = _numbers(layout.num_rows) >= _numbers(layout.num_rows).T
-    end = jnp.sum(jnp.where(up_to, number[None, :], 0), axis=1, dtype=jnp.int32)
+    end = _sum(jnp.where(up_to, number[None, :], 0))
 
     def body(k: jax.Array, carry: Carry) -> Carry:
         row = jnp.sum(end <= k, dtype=jnp.int32)
@@ -149,3 +147,11 @@ def over_chunks(
 
 def _numbers(size: int) -> jax.Array:
     return jnp.arange(size, dtype=jnp.int32)[:, None]
+
+
+def _sum(x: jax.Array) -> jax.Array:
+    """Sums over the examples of `[R, B]`, in floats: those have fewer kernels on CPU.
+
+    Exact below 2**24.
+    """
+    return jnp.sum(x, axis=1, dtype=jnp.float32).astype(jnp.int32)

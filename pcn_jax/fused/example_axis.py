@@ -160,6 +160,23 @@ def _squeeze(use: _Use) -> Sequence[Axis]:
     return [use.axis - sum(dimension < use.axis for dimension in gone)]
 
 
+def _stack(use: _Use) -> Sequence[Axis]:
+    return [use.axis + (use.params["axis"] <= use.axis)]
+
+
+def _unstack(use: _Use) -> Sequence[Axis]:
+    gone = use.params["axis"]
+    if use.axis == gone:
+        raise _mixes("they are taken apart")
+    return [use.axis - (gone < use.axis)] * len(use.results)
+
+
+def _tile(use: _Use) -> Sequence[Axis]:
+    if use.params["reps"][use.axis] != 1:
+        raise _mixes("the batch is repeated")
+    return [use.axis]
+
+
 def _transpose(use: _Use) -> Sequence[Axis]:
     return [list(use.params["permutation"]).index(use.axis)]
 
@@ -365,10 +382,16 @@ _RULES: dict[str, Rule] = {
     "sort": _along("dimension"),
     "concatenate": _along("dimension"),
     "rev": _along("dimensions"),
-    "optimization_barrier": _each_by_itself,
+    **dict.fromkeys(
+        ["layout_constraint", "optimization_barrier", "reshard", "sharding_constraint"],
+        _each_by_itself,
+    ),
     "broadcast_in_dim": _broadcast,
     "reshape": _reshape,
     "squeeze": _squeeze,
+    "stack": _stack,
+    "unstack": _unstack,
+    "tile": _tile,
     "transpose": _transpose,
     "pad": _pad,
     "slice": _slice,

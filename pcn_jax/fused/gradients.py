@@ -116,13 +116,13 @@ def measure(
     behind = {slot: x for slot, x in of_rows.items() if slot not in in_place}
     stacks = [*direct.values(), *(jax.vmap(to_params)(behind) if behind else ())]
     matrices = [at_least_float32(x).reshape(layout.num_rows, -1) for x in stacks]
-    sources = [pairs.of_site(site, taken, weights) for site, taken, _ in ways["pairs"]]
+    sources = [pairs.of_site(site, taken) for site, taken, _ in ways["pairs"]]
     if of_examples:
         small = _side_by_side(of_examples.values())
         if with_gramian or layout.num_rows * small.shape[1] <= _MANY_NUMBERS:
             matrices.append(_sum_by_row(small, weights, layout))
         else:
-            sources.append(pairs.of_gradients(small, weights))
+            sources.append(pairs.of_gradients(small))
 
     def add_up(row_weights: jax.Array) -> chex.ArrayTree:
         scaled, each = row_weights * scale, layout.to_examples(row_weights)
@@ -134,7 +134,7 @@ def measure(
 
     gramian = products = None
     if with_gramian:
-        gramian = _gramian(matrices, sources, layout)
+        gramian = _gramian(matrices, sources, weights, layout)
         squares = jnp.diagonal(gramian)
     else:
         squares = _squares(matrices, sources, ways, weights, layout)
@@ -220,19 +220,20 @@ def _squares(
     for tokens in sorted({source.tokens for source in sources}):
         alike = [source for source in sources if source.tokens == tokens]
         block = block_size(layout.size, layout.num_rows, tokens)
-        squares += pairs.pair_squares(alike, layout, block)
+        squares += pairs.pair_squares(alike, weights, layout, block)
     return squares
 
 
 def _gramian(
     matrices: Sequence[jax.Array],
     sources: Sequence[pairs.PairSource],
+    weights: jax.Array,
     layout: ClassLayout,
 ) -> jax.Array:
     """Inner products of all rows, `[R, R]`."""
     parts = [jnp.matmul(x, x.T, precision=_HIGHEST) for x in matrices]
     if sources:
-        parts.append(pairs.pair_gramian(sources, layout))
+        parts.append(pairs.pair_gramian(sources, weights, layout))
     return sum(parts[1:], start=parts[0])
 
 

@@ -28,38 +28,42 @@ class PairSource(NamedTuple):
     """Some parameters, and how to take inner products of the gradients by them.
 
     Attributes:
-      take: From positions in the batch `[m]` to what `products` needs of them.
+      take: From positions in the batch `[m]` and as many weights of the losses to what
+        `products` needs of these examples.
       products: From `m` and `n` examples to inner products `[m, n]`.
       tokens: `T`, the outer products that the gradient of an example is the sum of.
     """
 
-    take: Callable[[jax.Array], Any]
+    take: Callable[[jax.Array, jax.Array], Any]
     products: Callable[[Any, Any], jax.Array]
     tokens: int
 
 
-def of_site(site: Site, taps: Taps, weights: jax.Array) -> PairSource:
-    """The parameter of a product or a convolution; `weights` `[B]` scale the losses."""
+def of_site(site: Site, taps: Taps) -> PairSource:
+    """The parameter of a product or a convolution."""
     products = _conv_products if site.kind == "conv" else _dense_products
     return PairSource(
-        take=lambda positions: take_examples(site, taps, positions, weights[positions]),
+        take=functools.partial(take_examples, site, taps),
         products=functools.partial(products, site),
         tokens=site.tokens,
     )
 
 
-def of_gradients(grads: jax.Array, weights: jax.Array) -> PairSource:
+def of_gradients(grads: jax.Array) -> PairSource:
     """Parameters whose gradients are known, `[B, size]`."""
 
-    def take(positions: jax.Array) -> jax.Array:
+    def take(positions: jax.Array, weights: jax.Array) -> jax.Array:
         taken = jnp.take(grads, positions, axis=0, mode="clip")
-        return taken * weights[positions].astype(grads.dtype)[:, None]
+        return taken * weights.astype(grads.dtype)[:, None]
 
     return PairSource(take=take, products=_row_products, tokens=1)
 
 
 def pair_squares(
-    sources: Sequence[PairSource], layout: ClassLayout, block_size: int
+    sources: Sequence[PairSource],
+    weights: jax.Array,
+    layout: ClassLayout,
+    block_size: int,
 ) -> jax.Array:
     """Squared norms of the rows, `[R]`.
 
@@ -68,6 +72,7 @@ def pair_squares(
 
     Args:
       sources: What to take inner products of.
+      weights: One an example, `[B]`.
       layout: The batch.
       block_size: Examples in a block.
 
@@ -81,40 +86,42 @@ def pair_squares(
     positions, rows = (x.reshape(number, block_size) for x in (positions, rows))
 
     def block(k: jax.Array) -> list[Any]:
-        return [source.take(positions[k]) for source in sources]
+        at = positions[k]
+        return [source.take(at, weights[at]) for source in sources]
 
-    def within_rows(k: jax.Array, j: jax.Array, left: Any, right: Any) -> jax.Array:
+    def within_rows(k: jax.Array, j: jax.Array, left: list[Any]) -> jax.Array:
         same = rows[k][:, None] == rows[j][None, :]
-        return jnp.where(same, _all_products(sources, left, right), 0).sum(axis=1)
+        products = _all_products(sources, left, block(j)).astype(weights.dtype)
+        return jnp.where(same, products, 0).sum(axis=1) * jnp.where(j == k, 1, 2)
 
     def outer(k: jax.Array, sums: jax.Array) -> jax.Array:
-        here = block(k)
+        left = block(k)
 
         def add(carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-            j, sums = carry
-            return j + 1, sums + 2 * within_rows(k, j, here, block(j))
+            j, of_block = carry
+            return j + 1, of_block + within_rows(k, j, left)
 
         def may_match(carry: tuple[jax.Array, jax.Array]) -> jax.Array:
             j = jnp.minimum(carry[0], number - 1)
             return (carry[0] < number) & (rows[j, 0] <= rows[k, -1])
 
-        start = k + 1, within_rows(k, k, here, here)
-        _, of_block = lax.while_loop(may_match, add, start)
+        _, of_block = lax.while_loop(may_match, add, (k, jnp.zeros_like(sums[0])))
         updated: jax.Array = lax.dynamic_update_index_in_dim(sums, of_block, k, 0)
         return updated
 
-    zero = jnp.zeros((), jnp.int32)
-    like = jax.eval_shape(lambda k: within_rows(k, k, block(k), block(k)), zero)
-    sums = lax.fori_loop(0, number, outer, jnp.zeros((number, block_size), like.dtype))
+    sums = jnp.zeros((number, block_size), weights.dtype)
+    sums = lax.fori_loop(0, number, outer, sums)
     numbers = jnp.arange(layout.num_rows, dtype=rows.dtype)[:, None]
     members = rows.reshape(1, -1) == numbers
     return jnp.where(members, sums.reshape(1, -1), 0).sum(axis=1)
 
 
-def pair_gramian(sources: Sequence[PairSource], layout: ClassLayout) -> jax.Array:
+def pair_gramian(
+    sources: Sequence[PairSource], weights: jax.Array, layout: ClassLayout
+) -> jax.Array:
     """Inner products `[R, R]` of all rows, from those of all examples."""
     all_positions = jnp.arange(layout.size, dtype=jnp.int32)
-    everything = [source.take(all_positions) for source in sources]
+    everything = [source.take(all_positions, weights) for source in sources]
     pairs = _all_products(sources, everything, everything)
     members = layout.members.astype(pairs.dtype)
     by_row = jnp.matmul(members, pairs, precision=_HIGHEST)

@@ -93,9 +93,9 @@ def _products_of_a_pair(site: Site) -> int:
     if site.kind == "dense":
         return pairs * (inner + features)
     numbers = site.equation.params["dimension_numbers"]
-    window = math.prod(site.param_shape[d] for d in numbers.rhs_spec[2:])
+    window = math.prod(int(site.param_shape[d]) for d in numbers.rhs_spec[2:])
     seen = site.equation.types[site.equation.inputs.index(site.operand)].shape
-    positions = math.prod(seen[d] for d in numbers.lhs_spec[2:])
+    positions = math.prod(int(seen[d]) for d in numbers.lhs_spec[2:])
     of_positions = positions**2 * inner // window + 4 * window * pairs
     return pairs * features + min(pairs * inner, of_positions)
 
@@ -105,7 +105,7 @@ def block_size(size: int, num_rows: int, tokens: int) -> int:
     if jax.default_backend() != "cpu":
         return max(min(size, 4096 // tokens), 1)  # few large products of matrices
     half = max(size // (2 * num_rows), 1)
-    block = 2 ** (half.bit_length() - 1)  # odd sizes are slow
+    block = 1 << (half.bit_length() - 1)  # odd sizes are slow
     least, largest = (16, 128) if tokens == 1 else (64 // tokens, 256 // tokens)
     return min(max(min(block, largest), least, 1), size)
 

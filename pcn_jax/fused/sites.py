@@ -166,15 +166,15 @@ def example_gradients(site: Site, taps: Taps) -> jax.Array:
 
 
 def take_examples(
-    site: Site, taps: Taps, positions: jax.Array, weights: jax.Array
+    site: Site, taps: Taps, positions: jax.Array, weights: jax.Array | None = None
 ) -> Taps:
-    """The taps of a few examples, their losses weighted.
+    """The taps of a few examples.
 
     Args:
       site: The site.
       taps: Of all examples.
       positions: Of the few in the batch, `[m]`.
-      weights: One each, `[m]`.
+      weights: What their losses are multiplied by, `[m]`.
 
     Returns:
       Taps as of a batch of the few.
@@ -189,7 +189,9 @@ def take_examples(
         _take(x, positions, axis)
         for x, axis in zip(taps.cotangents, site.out_axes, strict=True)
     ]
-    return Taps(values, _weighted(site, cotangents, weights))
+    if weights is not None:
+        cotangents = _weighted(site, cotangents, weights)
+    return Taps(values, cotangents)
 
 
 def summed_gradient(site: Site, taps: Taps) -> jax.Array:

@@ -87,5 +87,8 @@ def _chunk_gradient(
     site: Site, taps: Taps, weights: jax.Array, chunk: Chunk
 ) -> jax.Array:
     positions, counts = chunk
+    if len(positions) == 1:  # its gradient is smaller than its cotangents
+        grad = summed_gradient(site, take_examples(site, taps, positions))
+        return grad * weights[positions[0]].astype(grad.dtype)
     weights = jnp.where(counts, weights[positions], 0)
     return summed_gradient(site, take_examples(site, taps, positions, weights))

@@ -78,6 +78,10 @@ def trace(
     for equation in of_losses.equations:
         if depends.intersection(equation.inputs):
             depends.update(equation.outputs)
+    if any(
+        jnp.issubdtype(program.types[x].dtype, jnp.complexfloating) for x in depends
+    ):
+        raise NotProvenError("gradients of complex numbers are not followed")
     sites = find_sites(of_losses, known, depends)
     if not sites:
         raise NotProvenError("no parameter meets an example")
