@@ -13,6 +13,8 @@ from pcn_jax.models.pooling import max_pool
 
 Net = Literal["mlp", "cnn", "wide", "resnet18"]
 Labels = Literal["balanced", "long-tailed"]
+TOO_LONG = "minutes a call, or out of memory"
+"""Why a method that makes all class gradients at once is not run."""
 
 
 class Case(NamedTuple):
@@ -36,6 +38,12 @@ class Case(NamedTuple):
         return f"{self.net} C={self.num_classes} B={self.batch_size} {self.labels}"
 
     @property
+    def allows_stacks(self) -> bool:
+        """Whether making all class gradients at once takes less than minutes a call."""
+        most = {"mlp": 12_800, "cnn": 1_280, "wide": 1_280, "resnet18": 128}
+        return self.num_classes * self.batch_size <= most[self.net]
+
+    @property
     def classes(self) -> np.ndarray:
         """The label of each example, int32 `[B]`: the same in every library."""
         random = np.random.RandomState(0)
@@ -52,14 +60,13 @@ def cases(nets: tuple[Net, ...], classes: tuple[int, ...]) -> Iterator[Case]:
     """The cases of some nets and numbers of classes.
 
     A thousand classes are for the MLP alone; it also comes with a large batch, where
-    the inner products between examples cost most.
+    inner products between examples cost most.
     """
     for net in nets:
-        sizes = [64] if net == "resnet18" else [128]
-        for number in classes:
-            if number > 100 and net != "mlp":
-                continue
-            for size in [*sizes, *([1024] if net == "mlp" and number >= 10 else [])]:
+        for size in {"mlp": [128, 1024], "resnet18": [64]}.get(net, [128]):
+            for number in classes:
+                if number > 100 and net != "mlp":
+                    continue
                 for labels in ("balanced", "long-tailed"):
                     yield Case(net, number, size, labels)
 

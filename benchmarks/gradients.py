@@ -1,12 +1,12 @@
 """Measures what a balanced gradient costs, and writes the table and the figure.
 
-    python -m benchmarks.gradients               # everything: about an hour
+    python -m benchmarks.gradients               # everything: 45 minutes
     python -m benchmarks.gradients --nets mlp --classes 10 --no-peers
     python -m benchmarks.gradients --draw        # only the table and the figure
 
-One process for JAX and one for PyTorch, on the same core, take turns: in each round every
-method is called once. Cases that are done are not measured again (`--fresh` does), and
-each is written as soon as it is done.
+One process for JAX and one for PyTorch, on the same core, take turns: in each round
+every method is called twice, and the second call counts. Cases that are done are not
+measured again (`--fresh` does), and each is written as soon as it is done.
 """
 
 import datetime
@@ -23,10 +23,11 @@ from typing import Any
 import tyro
 from tqdm.auto import tqdm
 
-from benchmarks.cases import Case, Net, cases
-from benchmarks.report import draw
+from benchmarks.cases import TOO_LONG, Case, Net, cases
+from benchmarks.report import draw, machine
 
 _HERE = Path(__file__).parent
+_LEAST_ROUNDS = 3
 _PEERS = _HERE.parent / ".venv-peers"
 
 
@@ -41,7 +42,10 @@ class Config:
     """Numbers of classes; a thousand is for the MLP alone."""
 
     repeats: int = 15
-    """Rounds, of which the median counts; a fifth as many for resnet18."""
+    """Rounds, of which the median counts."""
+
+    seconds: float = 10.0
+    """What a method may take in all its rounds; slow ones take part in three or more."""
 
     core: int = 0
     """Core on which everything runs."""
@@ -129,7 +133,7 @@ def _measure_all(config: Config, results: dict[str, Any], path: Path) -> None:
         results["cases"][case.name] = _measure(case, workers, config)
         results |= {
             "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-            "machine": _machine(),
+            "machine": machine(),
             "python": platform.python_version(),
         }
         partial = path.with_suffix(".part")
@@ -143,21 +147,29 @@ def _measure_all(config: Config, results: dict[str, Any], path: Path) -> None:
 def _measure(case: Case, workers: dict[str, Worker], config: Config) -> dict[str, Any]:
     methods: dict[str, dict[str, Any]] = {}
     versions: dict[str, str] = {}
+    parameters: set[int] = set()
     for library, worker in workers.items():
-        request = {"case": list(case), "net": case.net, "num_classes": case.num_classes}
         answer = worker.ask(
-            do="prepare", labels=case.classes.tolist(), limit_s=60, **request
+            do="prepare",
+            **case._asdict() | {"labels": case.classes.tolist()},
+            case=list(case),
+            allows_stacks=case.allows_stacks,
+            too_long=TOO_LONG,
         )
         versions |= answer["versions"]
+        parameters.add(answer["parameters"])
         for name, facts in answer["methods"].items():
             methods[f"{library}: {name}"] = {**facts, "ms": []}
-    rounds = config.repeats if case.net != "resnet18" else max(config.repeats // 5, 1)
-    for _ in range(rounds):
+    if len(parameters) > 1:
+        raise RuntimeError(f"{case.name}: the libraries build different nets.")
+    for number in range(config.repeats):
         for name, facts in methods.items():
             library, method = name.split(": ", maxsplit=1)
-            if "not_run" not in facts:
-                answer = workers[library].ask(do="run", method=method)
-                facts["ms"].append(round(answer["ms"], 3))
+            is_slow = 2 * sum(facts["ms"]) > 1000 * config.seconds
+            if "not_run" in facts or (is_slow and number >= _LEAST_ROUNDS):
+                continue
+            answer = workers[library].ask(do="run", method=method)
+            facts["ms"].append(round(answer["ms"], 3))
     return {"case": case._asdict(), "methods": methods, "versions": versions}
 
 
@@ -170,18 +182,11 @@ def _peers_python() -> str:
         install = [python, "-m", "pip", "install", "--quiet", "-r", requirements]
         if subprocess.run(install, check=False).returncode:
             raise SystemExit(
-                f"The peers could not be installed from {requirements.name}: see above. "
-                "Without them: --no-peers."
+                f"The peers could not be installed from {requirements.name}: see "
+                "above. Without them: --no-peers."
             )
         (_PEERS / "installed").touch()
     return str(python)
-
-
-def _machine() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
-    models = [line.split(":")[1].strip() for line in lines if "model name" in line]
-    return models[0] if models else platform.processor()
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ import numpy as np  # noqa: E402
 import optax  # noqa: E402
 
 import pcn_jax  # noqa: E402
-from benchmarks.cases import Case, build, losses  # noqa: E402
+from benchmarks.cases import TOO_LONG, Case, build, losses  # noqa: E402
 
 _FEW = 8
 """Examples on which the error is measured, where all would take too long."""
@@ -61,9 +61,13 @@ class Prepared:
         self.facts["fused"] |= self._errors()
 
     def run(self, name: str) -> float:
-        """Milliseconds of one call."""
-        start = time.perf_counter()
+        """Milliseconds of the second of two calls: in training a step follows another.
+
+        The first finds caches and memory as another method left them.
+        """
         given = self.params, self.images, self.labels
+        jax.block_until_ready(self.compiled[name](*given))
+        start = time.perf_counter()
         jax.block_until_ready(self.compiled[name](*given))
         return 1000 * (time.perf_counter() - start)
 
@@ -81,22 +85,18 @@ class Prepared:
             value, grads = segments(params, images)
             return value, chain.update(grads, chain.init(params), params)[0]
 
-        convolutional = self.case.net != "mlp"
-        too_long = "a minute or more"
-        large = self.case.net == "resnet18"
-        return {
+        methods: dict[str, Callable[..., Any] | str] = {
             "plain": jax.value_and_grad(mean_loss),
             "fused": pcn_jax.pcn_value_and_grad(loss, number, path="fused"),
-            "known labels": too_long
-            if number > 10 or (large and number > 2)
-            else by_segments,
-            "masked": too_long
-            if (convolutional and number > 10) or number > 100 or (large and number > 2)
-            else pcn_jax.pcn_value_and_grad(loss, number, path="masked"),
+            "known labels": by_segments,
+            "masked": pcn_jax.pcn_value_and_grad(loss, number, path="masked"),
         }
+        if not self.case.allows_stacks:
+            methods |= dict.fromkeys(["known labels", "masked"], TOO_LONG)
+        return methods
 
     def _errors(self) -> dict[str, float]:
-        """Largest error of the fused direction against float64, over its largest entry."""
+        """Errors of the fused direction: the largest, over its largest entry."""
         size = _FEW if self.case.net == "resnet18" else self.case.batch_size
         images, labels = self.images[:size], self.labels[:size]
         function = pcn_jax.pcn_value_and_grad(
@@ -153,7 +153,11 @@ def main() -> None:
             prepared = None  # frees the last one
             prepared = Prepared(Case(*request["case"]))
             versions = {"jax": jax.__version__, "flax": flax.__version__}
-            answer: Any = {"methods": prepared.facts, "versions": versions}
+            answer: Any = {
+                "methods": prepared.facts,
+                "parameters": sum(x.size for x in jax.tree.leaves(prepared.params)),
+                "versions": versions,
+            }
         else:
             assert prepared is not None
             answer = {"ms": prepared.run(request["method"])}

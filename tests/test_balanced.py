@@ -14,6 +14,7 @@ from fused_losses import CASES, INTERACTING, LABELS, MLP, NUM_CLASSES, Case, mlp
 
 import pcn_jax
 from pcn_jax import pcn_value_and_grad, weights
+from pcn_jax.fused import plan
 
 LINKS = {
     "norm": ([pcn_jax.scale_by_class_norm()], weights.inverse_norm()),
@@ -109,6 +110,19 @@ class TestEquality:
             assert_close(with_gramian.statistics.cosines, cosines, atol=1e-12)
             alignment = pcn_jax.class_alignment(grads, reference)
             assert_close(with_reference.statistics.alignment, alignment, atol=1e-12)
+
+    @pytest.mark.parametrize(
+        "name", ["conv", "strided conv", "grouped conv", "attention", "one matrix each"]
+    )
+    def test_the_ways_of_accelerators(
+        self, name: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(plan, "_is_cpu", lambda: False)
+        with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
+            case = Case(CASES[name].loss, *in_float64(tuple(CASES[name][1:])))
+            _, _, direction = explicit(case, LINKS["norm"][0])
+            _, found = fused(case)
+            assert_close(found, direction)
 
     @pytest.mark.parametrize("path", ["fused", "masked"])
     @pytest.mark.parametrize("name", LINKS)
@@ -345,10 +359,10 @@ class TestInteractions:
     @pytest.mark.parametrize("name", CASES)
     def test_independent_examples_are_recognised(self, name: str) -> None:
         case = CASES[name]
-        plan = pcn_jax.pcn_plan(case.loss, NUM_CLASSES)(
+        chosen = pcn_jax.pcn_plan(case.loss, NUM_CLASSES)(
             case.params, case.inputs, LABELS, *case.args
         )
-        assert plan.path == "fused", plan.reason
+        assert chosen.path == "fused", chosen.reason
 
 
 class TestPlan:
@@ -356,14 +370,14 @@ class TestPlan:
 
     def test_names_each_use_of_a_parameter(self) -> None:
         case = CASES["attention"]
-        plan = pcn_jax.pcn_plan(case.loss, NUM_CLASSES)(
+        chosen = pcn_jax.pcn_plan(case.loss, NUM_CLASSES)(
             case.params, case.inputs, LABELS
         )
-        ways = dict(plan.ways)
+        ways = dict(chosen.ways)
         assert ways["['table']"] == "lookup"
         assert ways["['scale']"] == "examples"
         assert ways["['head']['kernel']"] == "pairs"
-        assert "['table']" in str(plan)
+        assert "['table']" in str(chosen)
 
     @pytest.mark.parametrize(
         ("name", "ways"),
@@ -377,18 +391,18 @@ class TestPlan:
     )
     def test_every_way_is_taken_somewhere(self, name: str, ways: set[str]) -> None:
         case = CASES[name]
-        plan = pcn_jax.pcn_plan(case.loss, NUM_CLASSES)(
+        chosen = pcn_jax.pcn_plan(case.loss, NUM_CLASSES)(
             case.params, case.inputs, LABELS
         )
-        assert {way.split(",")[0] for _, way in plan.ways} == ways
+        assert {way.split(",")[0] for _, way in chosen.ways} == ways
 
     def test_says_why_it_is_the_masked_path(self) -> None:
         case = CASES["mlp"]
-        plan = pcn_jax.pcn_plan(INTERACTING[0], NUM_CLASSES)(
+        chosen = pcn_jax.pcn_plan(INTERACTING[0], NUM_CLASSES)(
             case.params, case.inputs, LABELS
         )
-        assert plan.path == "masked"
-        assert "mean" in str(plan)
+        assert chosen.path == "masked"
+        assert "mean" in str(chosen)
 
 
 class TestErrors:

@@ -120,7 +120,7 @@ def measure(
     if of_examples:
         small = _side_by_side(of_examples.values())
         if with_gramian or layout.num_rows * small.shape[1] <= _MANY_NUMBERS:
-            matrices.append(_sum_by_row(small, weights, layout))
+            matrices.append(strategies.sum_by_row(small, weights, layout))
         else:
             sources.append(pairs.of_gradients(small))
 
@@ -190,7 +190,7 @@ def _explicit_rows(
     for site, taken, at_once in ways["rows"]:
         if site.kind == "elementwise":
             each = at_least_float32(example_gradients(site, taken))
-            rows = _sum_by_row(each, weights, layout)
+            rows = strategies.sum_by_row(each, weights, layout)
         else:
             rows = strategies.sum_rows(site, taken, weights, layout, at_once)
         _add(total, {site.params[0]: rows})
@@ -246,13 +246,6 @@ def _products(
         for x, y in zip(matrices, reference, strict=True)
     ]
     return sum(parts[1:], start=parts[0])
-
-
-def _sum_by_row(
-    of_examples: jax.Array, weights: jax.Array, layout: ClassLayout
-) -> jax.Array:
-    members = jnp.where(layout.members, weights[None, :], 0).astype(of_examples.dtype)
-    return jnp.tensordot(members, of_examples, 1, precision=_HIGHEST)
 
 
 def _side_by_side(arrays: Iterable[jax.Array]) -> jax.Array:

@@ -23,7 +23,11 @@ _VIEWS = {
 }
 _WEIGHT_OF_MEMORY = 60
 """Multiplications in the time in which one number of a gradient is read and written."""
+_LAUNCH = 250_000_000
+"""Multiplications in the time in which an accelerator is told what to do next."""
 _TOKENS_AT_ONCE = 256
+_MOST_COPIES = 8
+"""On an accelerator: gradients of all examples, over what a layer reads and writes."""
 
 
 class Choice(NamedTuple):
@@ -31,9 +35,10 @@ class Choice(NamedTuple):
 
     Attributes:
       way: `"pairs"`: inner products of pairs of examples of one class. `"rows"`: the
-        gradients of all classes, a few examples after the other. `"stream"`: the same,
-        of which only norms are kept. `"examples"`: the gradients of all examples.
-        `"lookup"`: sorted by what was looked up. `"masked"`: one pass a class.
+        gradients of all classes, a few examples after the other, or of all examples
+        side by side. `"stream"`: the former, of which only norms are kept.
+        `"examples"`: the gradients of all examples. `"lookup"`: sorted by what was
+        looked up. `"masked"`: one pass a class.
       at_once: Examples taken at once.
     """
 
@@ -71,19 +76,27 @@ def choose(
     if site.kind == "lookup":
         return Choice("lookup")
     size, tokens, weights = site.size, site.tokens, math.prod(site.param_shape)
-    chunk = max(1, min(_TOKENS_AT_ONCE // tokens, size // (2 * num_rows)))
-    accumulating = weights * (size // chunk + num_rows) * _WEIGHT_OF_MEMORY
-    features = weights // site.contracted
-    fits = num_rows * weights <= size * tokens * (site.contracted + features)
-    if stacked or fits:
-        others = Choice("rows", chunk), accumulating
+    activations = size * tokens * (site.contracted + weights // site.contracted)
+    at_once = max(1, min(_TOKENS_AT_ONCE // tokens, size // (2 * num_rows)))
+    passes = size // at_once + num_rows
+    cost = passes * weights * _WEIGHT_OF_MEMORY
+    if stacked or num_rows * weights <= activations:
+        explicit = Choice("rows", at_once)
     else:
-        others = Choice("stream", chunk), accumulating + size * tokens * weights
+        explicit = Choice("stream", at_once)
+        cost += size * tokens * weights  # the weight gradient, once more
+    if not _is_cpu():
+        if explicit.way == "rows" and size * weights <= _MOST_COPIES * activations:
+            explicit = Choice("rows", size)
+            cost = (size + num_rows) * weights * _WEIGHT_OF_MEMORY
+        else:
+            cost += passes * _LAUNCH
     if site.kind == "product" or keep_rows:
-        return others[0]
-    partners = size if with_gramian else min(-(-size // num_rows), size // 2)
+        return explicit
+    in_full = with_gramian or not _is_cpu()
+    partners = size if in_full else min(-(-size // num_rows), size // 2)
     pairs = size * partners * _products_of_a_pair(site)
-    return min((Choice("pairs"), pairs), others, key=lambda choice: choice[1])[0]
+    return Choice("pairs") if pairs <= cost else explicit
 
 
 def _products_of_a_pair(site: Site) -> int:
@@ -102,7 +115,7 @@ def _products_of_a_pair(site: Site) -> int:
 
 def block_size(size: int, num_rows: int, tokens: int) -> int:
     """Examples whose pairs are taken at once: half of a class, more or less."""
-    if jax.default_backend() != "cpu":
+    if not _is_cpu():
         return max(min(size, 4096 // tokens), 1)  # few large products of matrices
     half = max(size // (2 * num_rows), 1)
     block = 1 << (half.bit_length() - 1)  # odd sizes are slow
@@ -143,3 +156,8 @@ def measured_in_place(program: Program, slots: Iterable[Slot]) -> set[Slot]:
         return not grows and is_view(operand)
 
     return {slot for slot in slots if is_view(slot)}
+
+
+def _is_cpu() -> bool:
+    """Where a loop costs nothing; elsewhere a few large steps are better."""
+    return jax.default_backend() == "cpu"

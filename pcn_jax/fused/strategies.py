@@ -20,9 +20,15 @@ from pcn_jax.precision import at_least_float32
 
 
 def sum_rows(
-    site: Site, taps: Taps, weights: jax.Array, layout: ClassLayout, chunk_size: int
+    site: Site, taps: Taps, weights: jax.Array, layout: ClassLayout, at_once: int
 ) -> jax.Array:
-    """Class-summed gradients `[R, *param.shape]`, a few examples at a time."""
+    """Class-summed gradients `[R, *param.shape]`, from so many examples at a time."""
+    if at_once == layout.size:
+        positions = jnp.arange(layout.size, dtype=jnp.int32)[:, None]
+        each = jax.vmap(
+            lambda position: summed_gradient(site, take_examples(site, taps, position))
+        )(positions)
+        return sum_by_row(each, weights, layout)
 
     def add(rows: jax.Array, row: jax.Array, _: jax.Array, chunk: Chunk) -> jax.Array:
         grad = _chunk_gradient(site, taps, weights, chunk)
@@ -32,11 +38,11 @@ def sum_rows(
 
     dtype = at_least_float32(taps.values[site.params[0]]).dtype
     rows = jnp.zeros((layout.num_rows, *site.param_shape), dtype)
-    return over_chunks(layout, chunk_size, add, rows)
+    return over_chunks(layout, at_once, add, rows)
 
 
 def stream_squares(
-    site: Site, taps: Taps, weights: jax.Array, layout: ClassLayout, chunk_size: int
+    site: Site, taps: Taps, weights: jax.Array, layout: ClassLayout, at_once: int
 ) -> jax.Array:
     """Squared norms of the same `[R]`, with the memory of one row."""
 
@@ -54,7 +60,7 @@ def stream_squares(
 
     dtype = at_least_float32(taps.values[site.params[0]]).dtype
     carry = jnp.zeros(site.param_shape, dtype), jnp.zeros(layout.num_rows, dtype)
-    return over_chunks(layout, chunk_size, add, carry)[1]
+    return over_chunks(layout, at_once, add, carry)[1]
 
 
 def lookup_squares(
@@ -81,6 +87,14 @@ def lookup_squares(
     row_of_group = jnp.full(len(rows), layout.num_rows).at[group].set(rows)
     squares = jnp.zeros(layout.num_rows, sums.dtype)
     return squares.at[row_of_group].add(jnp.sum(sums * sums, axis=1), mode="drop")
+
+
+def sum_by_row(
+    of_examples: jax.Array, weights: jax.Array, layout: ClassLayout
+) -> jax.Array:
+    """Sums gradients of examples `[B, ...]` over each row, `[R, ...]`."""
+    members = jnp.where(layout.members, weights[None, :], 0).astype(of_examples.dtype)
+    return jnp.tensordot(members, of_examples, 1, precision=lax.Precision.HIGHEST)
 
 
 def _chunk_gradient(
