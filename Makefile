@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test lint types unit format docs clean
+.PHONY: demo test lint types unit format docs benchmarks clean
 
 demo: $(VENV)/installed ## The main job: every algorithm on long-tailed digits.
 	$(BIN)/python -m experiments.train digits-lt --overwrite
@@ -28,8 +28,12 @@ docs: demo ## Renews the figures and the table of the README from the demo's run
 	mkdir -p docs/digits-lt
 	cp runs/digits-lt/*.png runs/digits-lt/table.md docs/digits-lt/
 
+benchmarks: $(VENV)/installed ## Measures everything again, beside PyTorch: an hour.
+	$(BIN)/python -m benchmarks.gradients --fresh
+	$(BIN)/python -m benchmarks.training
+
 clean: ## Removes the environment, caches and runs.
-	rm -rf $(VENV) runs .coverage .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-peers runs .coverage .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 $(VENV)/installed: setup.cfg pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "pcn_jax needs Python 3.11 or newer, and $(PYTHON) is %d.%d: give another one, make PYTHON=python3.12 ..." % sys.version_info[:2])'

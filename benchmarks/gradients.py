@@ -45,7 +45,7 @@ class Config:
     """Rounds, of which the median counts."""
 
     seconds: float = 10.0
-    """What a method may take in all its rounds; slow ones take part in three or more."""
+    """What a method may take in all its rounds; slow ones take part in three."""
 
     core: int = 0
     """Core on which everything runs."""

@@ -26,6 +26,7 @@ from pcn_jax.geometry import (
     class_cosines,
     class_norms,
     scale_rows,
+    sum_rows,
     unit_class_grads,
 )
 from pcn_jax.weights import ClassStatistics, ClassWeights, inverse_norm
@@ -41,6 +42,12 @@ class PCNValue(NamedTuple):
       statistics: Norms and counts of each class, and what else was asked for.
       weights: What each class gradient was multiplied by, `[C]`.
       aux: The auxiliary output of the loss function, or `None`.
+
+    Example:
+      >>> statistics = ClassStatistics(jnp.array([1.0, 0.5]), jnp.array([3, 1]))
+      >>> value = PCNValue(jnp.array([2.0, 6.0]), statistics, jnp.array([1.0, 2.0]))
+      >>> float(value.loss), value.counts.tolist()
+      (3.0, [3, 1])
     """
 
     losses: jax.Array
@@ -73,6 +80,11 @@ class Plan(NamedTuple):
       reason: Why it is not the fused one, or empty.
       ways: On the fused path, for each use of a parameter, its name and the way to its
         norms (see `pcn_jax.fused.plan.Choice`).
+
+    Example:
+      >>> print(Plan("fused", "", (("['w']", "pairs"), ("['bias']", "examples"))))
+      ['w']     pairs
+      ['bias']  examples
     """
 
     path: Path
@@ -332,8 +344,8 @@ def _weighted(
     statistics = ClassStatistics(norms, value.counts, gramian, alignment)
     weights = _checked(options.weights(statistics), options.num_classes)
     direction = jax.tree.map(
-        lambda scaled, g: scaled.sum(axis=0).astype(g.dtype),
-        scale_rows(grads, weights),
+        lambda total, g: total.astype(g.dtype),
+        sum_rows(scale_rows(grads, weights)),
         grads,
     )
     return PCNValue(value.losses, statistics, weights, value.aux), direction

@@ -139,6 +139,32 @@ def scale_rows(class_grads: chex.ArrayTree, weights: jax.Array) -> chex.ArrayTre
     )
 
 
+def sum_rows(class_grads: chex.ArrayTree) -> chex.ArrayTree:
+    """Adds the rows up, in float32 or wider.
+
+    As a product with ones: sums over the first axis of products take XLA a thousand
+    times as long on CPU (seen with jax 0.10.2).
+
+    Args:
+      class_grads: Pytree with leaves `[C, *param.shape]`.
+
+    Returns:
+      Pytree with leaves `param.shape`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> sum_rows(jnp.array([[1.0, 2.0], [0.0, 3.0]])).tolist()
+      [1.0, 5.0]
+    """
+
+    def total(grad: jax.Array) -> jax.Array:
+        grad = at_least_float32(grad)
+        ones = jnp.ones(grad.shape[0], grad.dtype)
+        return jnp.tensordot(ones, grad, 1, precision=jax.lax.Precision.HIGHEST)
+
+    return jax.tree.map(total, class_grads)
+
+
 def _matrices(class_grads: chex.ArrayTree) -> list[jax.Array]:
     """The leaves as float matrices `[C, size]`."""
     leaves = jax.tree.leaves(class_grads)

@@ -2,7 +2,15 @@
 
 Every method here is `Σ_l w_l g_l`, and differs in its weights alone. As links of an
 optax chain they scale stacked class gradients; as functions of a few statistics of each
-class they serve `pcn_jax.pcn_value_and_grad`, which never makes the stack.
+class they serve `pcn_jax.pcn_value_and_grad`, which never makes the stack. Any function
+of the statistics will do:
+
+Example:
+  >>> def to_the_smallest_norm(statistics):
+  ...     return statistics.norms.min() / statistics.norms
+  >>> statistics = ClassStatistics(jnp.array([2.0, 1.0]), jnp.array([3, 1]))
+  >>> to_the_smallest_norm(statistics).tolist()
+  [0.5, 1.0]
 """
 
 from collections.abc import Callable
@@ -22,6 +30,11 @@ class ClassStatistics(NamedTuple):
       gramian: Inner products `⟨g_k, g_l⟩`, `[C, C]`, or `None` if not asked for.
       alignment: `p_l` of the paper, the cosine of each class gradient and its
         reference, `[C]`, or `None` if there is no reference.
+
+    Example:
+      >>> statistics = ClassStatistics(jnp.array([0.75, 0.25]), jnp.array([3, 1]))
+      >>> statistics.mean_norms.tolist()
+      [1.0, 1.0]
     """
 
     norms: jax.Array

@@ -34,12 +34,28 @@ def parts_used_by(part: str) -> set[str]:
 UPPER = {"dynamics", "data", "models", "samplers", "training", "transforms"}
 
 
-@pytest.mark.parametrize(
-    "part", ["accumulation", "class_gradients", "geometry", "loops", "precision"]
-)
+GROUND = [
+    "accumulation",
+    "balanced",
+    "class_gradients",
+    "class_sums",
+    "fused",
+    "geometry",
+    "known_labels",
+    "loops",
+    "precision",
+    "weights",
+]
+
+
+@pytest.mark.parametrize("part", GROUND)
 def test_class_gradients_stand_on_the_ground(part: str) -> None:
-    assert (ROOT / f"{part}.py").exists()
+    assert (ROOT / f"{part}.py").exists() or (ROOT / part).is_dir()
     assert not parts_used_by(part) & UPPER
+
+
+def test_the_fused_path_knows_neither_chains_nor_the_paths_beside_it() -> None:
+    assert parts_used_by("fused") <= {"fused", "precision"}
 
 
 @pytest.mark.parametrize("part", ["samplers", "initial_drop"])
@@ -53,11 +69,12 @@ def test_the_first_floor_knows_class_gradients_only(part: str) -> None:
     assert parts_used_by(part) & UPPER <= {part}
 
 
-def test_nothing_in_the_library_imports_experiments() -> None:
+def test_nothing_in_the_library_imports_experiments_or_benchmarks() -> None:
     files = list(ROOT.rglob("*.py"))
     assert len(files) > 10
     for path in files:
-        assert "experiments" not in {name.split(".")[0] for name in imports(path)}, path
+        packages = {name.split(".")[0] for name in imports(path)}
+        assert not packages & {"experiments", "benchmarks"}, path
 
 
 def test_importing_the_library_imports_none_of_the_extras() -> None:

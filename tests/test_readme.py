@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import pytest
@@ -34,8 +35,22 @@ def test_the_training_script_learns_every_class() -> None:
     assert jnp.all(value.losses < 0.5 * jnp.log(10))
 
 
+def test_the_chain_takes_the_same_step() -> None:
+    with jax.numpy_rank_promotion("allow"):
+        script, chain = run(BLOCKS[0]), run(BLOCKS[1])
+        inputs, labels = jnp.eye(10), jnp.arange(10) // 2
+        params = {"w": jnp.zeros((10, 10)), "b": jnp.zeros(10)}
+        expected, _, _ = script["step"](
+            params, script["optimizer"].init(params), inputs, labels
+        )
+        found, _ = chain["update"](
+            script["loss_fn"], params, chain["optimizer"].init(params), inputs, labels
+        )
+    chex.assert_trees_all_close(found, expected, atol=1e-6)
+
+
 def test_the_training_script_in_python_records() -> None:
-    assert [record["step"] for record in run(BLOCKS[1])["records"]][-1] == 20
+    assert [record["step"] for record in run(BLOCKS[2])["records"]][-1] == 20
 
 
 @pytest.mark.parametrize("target", re.findall(r"\]\(((?!http)[^)#]+)\)", README))

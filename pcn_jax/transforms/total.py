@@ -2,10 +2,9 @@
 
 from typing import Any
 
-import jax
 import optax
 
-from pcn_jax.precision import at_least_float32
+from pcn_jax.geometry import sum_rows
 from pcn_jax.transforms.per_class import per_class
 
 
@@ -28,6 +27,6 @@ def sum_over_classes() -> optax.GradientTransformationExtraArgs:
 
     def total(class_grads: optax.Updates, **extra: Any) -> optax.Updates:
         del extra
-        return jax.tree.map(lambda g: at_least_float32(g).sum(axis=0), class_grads)
+        return sum_rows(class_grads)
 
     return per_class("sum_over_classes", total)
