@@ -88,6 +88,9 @@ class Prepared:
         methods: dict[str, Callable[..., Any] | str] = {
             "plain": jax.value_and_grad(mean_loss),
             "fused": pcn_jax.pcn_value_and_grad(loss, number, path="fused"),
+            "fused, Gramian": pcn_jax.pcn_value_and_grad(
+                loss, number, path="fused", with_gramian=True
+            ),
             "known labels": by_segments,
             "masked": pcn_jax.pcn_value_and_grad(loss, number, path="masked"),
         }
