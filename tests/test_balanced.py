@@ -255,6 +255,27 @@ class TestBatches:
         assert float(value.norms[0]) == float(value.weights[0]) == 0
         assert_close(found, direction, atol=1e-6)
 
+    @pytest.mark.parametrize("with_gramian", [False, True])
+    @pytest.mark.parametrize("rest", [0, 1e-7, 1e-6, 1e-5, 1e-4])
+    def test_examples_that_cancel_never_make_a_long_step(
+        self, rest: float, with_gramian: bool
+    ) -> None:
+        def squared_error(w: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
+            target, x = x[:, 0], x[:, 1:]
+            return jnp.square(x @ w - target) / 2
+
+        for seed in range(20):
+            random = np.random.default_rng(seed)
+            x = np.repeat(random.normal(size=(1, 30)), 64, axis=0)
+            x += rest * random.normal(size=x.shape)
+            x[:, 0] = random.choice([-1, 1]) * np.arange(-31.5, 32)  # sums to zero
+            case = Case(squared_error, jnp.zeros(29), jnp.asarray(x, jnp.float32))
+            value, direction = fused(
+                case, np.zeros(64, np.int32), num_classes=2, with_gramian=with_gramian
+            )
+            assert np.isfinite(value.norms).all()
+            assert jnp.linalg.norm(direction) < 1.1
+
     def test_labels_out_of_range(self) -> None:
         case, labels = CASES["mlp"], np.array([0, 3, 0, 0, 1, 0, 2], np.int32)
         with pytest.raises(ValueError, match="below num_classes=3, got a label 3"):

@@ -34,6 +34,8 @@ from pcn_jax.precision import at_least_float32
 
 _HIGHEST = jax.lax.Precision.HIGHEST
 _MANY_NUMBERS = 2**17
+_ROUNDING = 8
+"""Errors of a squared norm, in units of the rounding of its examples' squared norms."""
 
 _Ways = dict[Way, list[tuple[Site, Taps, int]]]
 """The sites by the way that was chosen, with their taps and examples at once."""
@@ -134,10 +136,13 @@ def measure(
 
     gramian = products = None
     if with_gramian:
-        gramian = _gramian(matrices, sources, weights, layout)
+        gramian, lengths = _gramian(matrices, sources, weights, layout)
         squares = jnp.diagonal(gramian)
     else:
-        squares = _squares(matrices, sources, ways, weights, layout)
+        squares, lengths = _squares(matrices, sources, ways, weights, layout)
+    # Where examples nearly cancel, the rest is rounding: not even its sign is known.
+    rounding = _ROUNDING * float(np.finfo(lengths.dtype).eps)
+    squares = jnp.maximum(squares, rounding * lengths)
     if reference is not None:
         products = _products(matrices, jax.tree.leaves(reference))
     return Measured(losses, aux, squares, gramian, products, scale, add_up)
@@ -208,9 +213,9 @@ def _squares(
     ways: _Ways,
     weights: jax.Array,
     layout: ClassLayout,
-) -> jax.Array:
-    """Squared norms of the rows, `[R]`."""
-    squares = jnp.zeros(layout.num_rows, weights.dtype)
+) -> tuple[jax.Array, jax.Array]:
+    """Squared norms of the rows, and of what their rounding is a part, `[R]`."""
+    squares = lengths = jnp.zeros(layout.num_rows, weights.dtype)
     for x in matrices:
         squares += jnp.sum(x * x, axis=1)
     for site, taken, at_once in ways["stream"]:
@@ -220,8 +225,9 @@ def _squares(
     for tokens in sorted({source.tokens for source in sources}):
         alike = [source for source in sources if source.tokens == tokens]
         block = block_size(layout.size, layout.num_rows, tokens)
-        squares += pairs.pair_squares(alike, weights, layout, block)
-    return squares
+        more = pairs.pair_squares(alike, weights, layout, block)
+        squares, lengths = squares + more[0], lengths + more[1]
+    return squares, lengths
 
 
 def _gramian(
@@ -229,12 +235,14 @@ def _gramian(
     sources: Sequence[pairs.PairSource],
     weights: jax.Array,
     layout: ClassLayout,
-) -> jax.Array:
-    """Inner products of all rows, `[R, R]`."""
+) -> tuple[jax.Array, jax.Array]:
+    """Inner products of all rows `[R, R]`, and the same lengths `[R]`."""
+    lengths = jnp.zeros(layout.num_rows, weights.dtype)
     parts = [jnp.matmul(x, x.T, precision=_HIGHEST) for x in matrices]
     if sources:
-        parts.append(pairs.pair_gramian(sources, weights, layout))
-    return sum(parts[1:], start=parts[0])
+        gramian, lengths = pairs.pair_gramian(sources, weights, layout)
+        parts.append(gramian)
+    return sum(parts[1:], start=parts[0]), lengths
 
 
 def _products(

@@ -6,6 +6,9 @@ Where the gradient of an example is a sum of few outer products, `g_i = Σ_t a_i
 its inner products with others cost far less than it would itself:
 
     ⟨g_i, g_j⟩ = Σ_ts ⟨a_it, a_js⟩ ⟨δ_it, δ_js⟩
+
+Where the gradients of a class nearly cancel, what is left of the sum is rounding. So
+the squared lengths of the single gradients are added up, too: they say how much that is.
 """
 
 import functools
@@ -21,6 +24,7 @@ from pcn_jax.fused.conv import patch_products
 from pcn_jax.fused.sites import Site, Taps, take_examples
 from pcn_jax.precision import sum_dtype
 
+_Carry = tuple[jax.Array, jax.Array, jax.Array]
 _HIGHEST = lax.Precision.HIGHEST
 
 
@@ -64,8 +68,8 @@ def pair_squares(
     weights: jax.Array,
     layout: ClassLayout,
     block_size: int,
-) -> jax.Array:
-    """Squared norms of the rows, `[R]`.
+) -> tuple[jax.Array, jax.Array]:
+    """Squared norms of the rows, and the sums of the squared norms of their examples.
 
     The examples are sorted by class, so only blocks near the diagonal hold pairs of one
     class, and by symmetry only those on one side of it are needed.
@@ -77,7 +81,7 @@ def pair_squares(
       block_size: Examples in a block.
 
     Returns:
-      The sum of the squares over all sources, in float32 or wider.
+      Both `[R]`, over all sources, in float32 or wider.
     """
     size, number = layout.size, -(-layout.size // block_size)
     places = jnp.arange(number * block_size, dtype=jnp.int32)
@@ -89,43 +93,51 @@ def pair_squares(
         at = positions[k]
         return [source.take(at, weights[at]) for source in sources]
 
-    def within_rows(k: jax.Array, j: jax.Array, left: list[Any]) -> jax.Array:
-        same = rows[k][:, None] == rows[j][None, :]
-        products = _all_products(sources, left, block(j)).astype(weights.dtype)
-        return jnp.where(same, products, 0).sum(axis=1) * jnp.where(j == k, 1, 2)
-
-    def outer(k: jax.Array, sums: jax.Array) -> jax.Array:
+    def outer(
+        k: jax.Array, sums: tuple[jax.Array, jax.Array]
+    ) -> tuple[jax.Array, jax.Array]:
         left = block(k)
 
-        def add(carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-            j, of_block = carry
-            return j + 1, of_block + within_rows(k, j, left)
+        def add(carry: _Carry) -> _Carry:
+            j, within, single = carry
+            products = _all_products(sources, left, block(j)).astype(weights.dtype)
+            same = rows[k][:, None] == rows[j][None, :]
+            within += jnp.where(same, products, 0).sum(axis=1) * jnp.where(j == k, 1, 2)
+            return j + 1, within, jnp.where(j == k, jnp.diagonal(products), single)
 
-        def may_match(carry: tuple[jax.Array, jax.Array]) -> jax.Array:
+        def may_match(carry: _Carry) -> jax.Array:
             j = jnp.minimum(carry[0], number - 1)
             return (carry[0] < number) & (rows[j, 0] <= rows[k, -1])
 
-        _, of_block = lax.while_loop(may_match, add, (k, jnp.zeros_like(sums[0])))
-        updated: jax.Array = lax.dynamic_update_index_in_dim(sums, of_block, k, 0)
-        return updated
+        zeros = jnp.zeros(block_size, weights.dtype)
+        _, *found = lax.while_loop(may_match, add, (k, zeros, zeros))
+        squares, lengths = (
+            lax.dynamic_update_index_in_dim(total, of_block, k, 0)
+            for total, of_block in zip(sums, found, strict=True)
+        )
+        return squares, lengths
 
-    sums = jnp.zeros((number, block_size), weights.dtype)
-    sums = lax.fori_loop(0, number, outer, sums)
+    zeros = jnp.zeros((number, block_size), weights.dtype)
+    sums = lax.fori_loop(0, number, outer, (zeros, zeros))
     numbers = jnp.arange(layout.num_rows, dtype=rows.dtype)[:, None]
     members = rows.reshape(1, -1) == numbers
-    return jnp.where(members, sums.reshape(1, -1), 0).sum(axis=1)
+    squares, lengths = (
+        jnp.where(members, total.reshape(1, -1), 0).sum(axis=1) for total in sums
+    )
+    return squares, lengths
 
 
 def pair_gramian(
     sources: Sequence[PairSource], weights: jax.Array, layout: ClassLayout
-) -> jax.Array:
-    """Inner products `[R, R]` of all rows, from those of all examples."""
+) -> tuple[jax.Array, jax.Array]:
+    """Inner products `[R, R]` of all rows, and the same sums `[R]` as `pair_squares`."""
     all_positions = jnp.arange(layout.size, dtype=jnp.int32)
     everything = [source.take(all_positions, weights) for source in sources]
     pairs = _all_products(sources, everything, everything)
     members = layout.members.astype(pairs.dtype)
     by_row = jnp.matmul(members, pairs, precision=_HIGHEST)
-    return jnp.matmul(by_row, members.T, precision=_HIGHEST)
+    gramian = jnp.matmul(by_row, members.T, precision=_HIGHEST)
+    return gramian, jnp.matmul(members, jnp.diagonal(pairs), precision=_HIGHEST)
 
 
 def _all_products(
