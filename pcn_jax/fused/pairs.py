@@ -7,8 +7,8 @@ its inner products with others cost far less than it would itself:
 
     ⟨g_i, g_j⟩ = Σ_ts ⟨a_it, a_js⟩ ⟨δ_it, δ_js⟩
 
-Where the gradients of a class nearly cancel, what is left of the sum is rounding. So
-the squared lengths of the single gradients are added up, too: they say how much that is.
+Where the gradients of a class nearly cancel, what is left of the sum is rounding. How
+much that is follows from the squared lengths of the single gradients, added up beside it.
 """
 
 import functools
@@ -130,7 +130,7 @@ def pair_squares(
 def pair_gramian(
     sources: Sequence[PairSource], weights: jax.Array, layout: ClassLayout
 ) -> tuple[jax.Array, jax.Array]:
-    """Inner products `[R, R]` of all rows, and the same sums `[R]` as `pair_squares`."""
+    """Inner products `[R, R]` of all rows, and the second result of `pair_squares`."""
     all_positions = jnp.arange(layout.size, dtype=jnp.int32)
     everything = [source.take(all_positions, weights) for source in sources]
     pairs = _all_products(sources, everything, everything)
