@@ -150,7 +150,9 @@ def pcn_value_and_grad(
         `path="fused"` is not proven to be right.
 
     Warning:
-      Not differentiable itself. Examples must be on the first axis of every input.
+      Not differentiable itself. Examples must be on the first axis of every input. The
+      fused path takes norms from inner products of examples where that is cheaper; a
+      class whose examples cancel to rounding then takes a shorter step than 1.
 
     Example:
       >>> import jax.numpy as jnp

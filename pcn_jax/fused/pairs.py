@@ -8,7 +8,7 @@ its inner products with others cost far less than it would itself:
     ⟨g_i, g_j⟩ = Σ_ts ⟨a_it, a_js⟩ ⟨δ_it, δ_js⟩
 
 Where the gradients of a class nearly cancel, what is left of the sum is rounding. How
-much that is follows from the squared lengths of the single gradients, added up beside it.
+much that is follows from the squared lengths of the single gradients, also added up.
 """
 
 import functools
