@@ -229,7 +229,7 @@ def _taken_grads(net: nn.Module) -> Grads:
 
 def _relative_error(found: Grads, exact: Grads) -> float:
     worst = max((x - y).abs().max() for x, y in zip(found, exact, strict=True))
-    return float(worst / max(y.abs().max() for y in exact))
+    return float((worst / max(y.abs().max() for y in exact)).detach())
 
 
 def main() -> None:
