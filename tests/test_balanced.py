@@ -260,21 +260,24 @@ class TestBatches:
     def test_examples_that_cancel_never_make_a_long_step(
         self, rest: float, with_gramian: bool
     ) -> None:
-        def squared_error(w: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
-            target, x = x[:, 0], x[:, 1:]
-            return jnp.square(x @ w - target) / 2
+        def squared_error(w: jax.Array, x: Any, y: jax.Array) -> jax.Array:
+            return jnp.square(x["features"] @ w - x["targets"]).sum(axis=1)
 
+        given: Any = {"num_classes": 2, "with_gramian": with_gramian}
+        function = pcn_value_and_grad(squared_error, path="fused", **given)
+        function, labels = jax.jit(function), np.zeros(64, np.int32)
+        w = jnp.zeros((30, 100))
         for seed in range(20):
             random = np.random.default_rng(seed)
-            x = np.repeat(random.normal(size=(1, 30)), 64, axis=0)
-            x += rest * random.normal(size=x.shape)
-            x[:, 0] = random.choice([-1, 1]) * np.arange(-31.5, 32)  # sums to zero
-            case = Case(squared_error, jnp.zeros(29), jnp.asarray(x, jnp.float32))
-            value, direction = fused(
-                case, np.zeros(64, np.int32), num_classes=2, with_gramian=with_gramian
-            )
+            x = random.normal(size=30) + rest * random.normal(size=(64, 30))
+            targets = np.arange(-31.5, 32)[:, None] * random.normal(size=100)
+            inputs: Any = {"features": x, "targets": targets}  # which sum to zero
+            inputs = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), inputs)
+            value, direction = function(w, inputs, labels)
             assert np.isfinite(value.norms).all()
             assert jnp.linalg.norm(direction) < 1.1
+        plan_of = pcn_jax.pcn_plan(squared_error, **given)
+        assert plan_of(w, inputs, labels).ways == (("", "pairs"),)
 
     def test_labels_out_of_range(self) -> None:
         case, labels = CASES["mlp"], np.array([0, 3, 0, 0, 1, 0, 2], np.int32)
