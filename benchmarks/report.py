@@ -56,9 +56,8 @@ def draw(results: dict[str, Any], folder: Path) -> None:
         "products of all classes (*Gramian*); *known labels* the class gradients taken",
         "class by class where labels are known when tracing; *masked* the textbook",
         "way. *Temporaries*: what the compiled program allocates besides its arguments",
-        "and results. *Errors*: of the direction, against float64 and a loop over the",
-        "classes, relative to its largest entry; for PyTorch against its loop over the",
-        "classes, in float32.",
+        "and results. *Errors*: of the direction, against a loop over the classes in",
+        "the same library and precision, relative to its largest entry.",
         "",
         "## The fused path against its bars",
         "",
@@ -164,25 +163,31 @@ def _details(record: dict[str, Any]) -> list[str]:
 def _figure(records: list[dict[str, Any]], path: Path) -> None:
     """One panel a net; ratios against the number of classes."""
     nets = [net for net in _NETS if any(r["case"]["net"] == net for r in records)]
+    rows, columns = -(-len(nets) // 2), min(len(nets), 2)
     figure, axes = plt.subplots(
-        1, len(nets), figsize=(2.3 * len(nets) + 0.6, 3.4), sharey=True, squeeze=False
+        rows,
+        columns,
+        figsize=(7.2, 1.2 + 2.5 * rows),
+        sharey=True,
+        squeeze=False,
+        layout="constrained",
     )
-    for net, axis in zip(nets, axes[0], strict=True):
+    for axis in axes.flat[len(nets) :]:
+        axis.remove()
+    handles: dict[str, Any] = {}
+    for net, axis in zip(nets, axes.flat, strict=False):
         _panel(axis, [r for r in records if r["case"]["net"] == net])
         axis.set_title(_NETS[net], fontsize=9)
-    axes[0][0].set_ylabel("time / plain gradient of the same library")
-    handles = {}
-    for axis in axes[0]:
         handles |= dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
+    figure.supylabel("time / plain gradient of the same library", fontsize=9)
     figure.legend(
         handles.values(),
         handles.keys(),
-        loc="lower center",
+        loc="outside lower center",
         ncols=4,
-        fontsize=7.5,
+        fontsize=8,
         frameon=False,
     )
-    figure.tight_layout(rect=(0, 0.13, 1, 1))
     figure.savefig(path, dpi=160)
     plt.close(figure)
 
@@ -216,9 +221,8 @@ def _panel(axis: Any, records: list[dict[str, Any]]) -> None:
     axis.axhline(1, color="black", linewidth=0.8)
     for place, number in enumerate(classes):
         limit = next(bar for most, bar in _LIMITS.items() if number <= most)
-        axis.plot(
-            [place - 0.4, place + 0.4], [limit, limit], color="black", ls=":", lw=1
-        )
+        span = [place - 0.4, place + 0.4]
+        axis.plot(span, [limit] * 2, "k:", lw=1, label="bar of the fused path")
     axis.set_yscale("log", base=2)
     axis.yaxis.set_major_formatter(mpl.ticker.FuncFormatter(lambda v, _: f"{v:g}"))
     axis.set_xticks(range(len(classes)), [str(number) for number in classes])
