@@ -114,4 +114,5 @@ def build(net: Net, num_classes: int) -> nn.Module:
 def losses(model: nn.Module, params: Any, images: Any, labels: Any) -> jax.Array:
     """Cross-entropy of each example, `[B]`."""
     logits = model.apply({"params": params}, images)
-    return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    each: jax.Array = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    return each

@@ -179,8 +179,8 @@ def _peers_python() -> str:
         print(f"Making {_PEERS.name}, the environment of the peers.", flush=True)
         venv.create(_PEERS, with_pip=True, clear=True)
         requirements = _HERE / "peers-requirements.txt"
-        install = [python, "-m", "pip", "install", "--quiet", "-r", requirements]
-        if subprocess.run(install, check=False).returncode:
+        install = [str(python), "-m", "pip", "install", "--quiet", "-r"]
+        if subprocess.run([*install, str(requirements)], check=False).returncode:
             raise SystemExit(
                 f"The peers could not be installed from {requirements.name}: see "
                 "above. Without them: --no-peers."

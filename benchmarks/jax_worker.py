@@ -66,10 +66,12 @@ class Prepared:
         The first finds caches and memory as another method left them.
         """
         given = self.params, self.images, self.labels
-        jax.block_until_ready(self.compiled[name](*given))
-        start = time.perf_counter()
-        jax.block_until_ready(self.compiled[name](*given))
-        return 1000 * (time.perf_counter() - start)
+        for _ in range(2):
+            start = time.perf_counter()
+            for result in jax.tree.leaves(self.compiled[name](*given)):
+                result.block_until_ready()
+            elapsed = time.perf_counter() - start
+        return 1000 * elapsed
 
     def _methods(self) -> dict[str, Callable[..., Any] | str]:
         number, loss = self.case.num_classes, self.loss

@@ -38,6 +38,7 @@ from pcn_jax.training import (
     AlgorithmName,
     Problem,
     TrainConfig,
+    TrainState,
     make_train,
 )
 
@@ -122,16 +123,18 @@ def main() -> None:
 def _measure(case: Case, repeats: int) -> list[list[Any]]:
     problem = Problem(_random_images(case.counts), case.model)
     config = TrainConfig(steps=case.steps, batch_size=case.batch_size)
-    runs: dict[str, Callable[[], Any]] = {}
-    for name in _NAMES:
-        train = make_train(problem, name, learning_rate=1e-3, config=config)
-        runs[ALGORITHMS[name].label] = lambda train=train: train(seed=0)
+    runs: dict[str, Callable[..., TrainState]] = {
+        ALGORITHMS[name].label: make_train(
+            problem, name, learning_rate=1e-3, config=config
+        )
+        for name in _NAMES
+    }
     times: dict[str, list[float]] = {label: [] for label in runs}
     for _ in range(1 + repeats):  # the first compiles
         for label, train in runs.items():
-            jax.block_until_ready(train().params)
+            _wait_for(train(seed=0))
             start = time.perf_counter()
-            jax.block_until_ready(train().params)
+            _wait_for(train(seed=0))
             elapsed = time.perf_counter() - start
             times[label].append(1000 * elapsed / case.steps)
     plain = np.array(times["SGD"][1:])
@@ -150,6 +153,11 @@ def _measure(case: Case, repeats: int) -> list[list[Any]]:
             ]
         )
     return rows
+
+
+def _wait_for(state: TrainState) -> None:
+    for param in jax.tree.leaves(state.params):
+        param.block_until_ready()
 
 
 def _random_images(counts: tuple[int, ...]) -> Dataset:
