@@ -34,6 +34,9 @@ from pcn_jax.precision import at_least_float32
 
 _HIGHEST = jax.lax.Precision.HIGHEST
 _MANY_NUMBERS = 2**17
+"""Up to so many, the rows of small parameters are cheaper than their pairs."""
+_LARGE = 1000
+"""Gradients of so many numbers are not copied to lie beside others."""
 _ROUNDING = 8
 """Errors of a squared norm, in units of the rounding of its examples' squared norms."""
 
@@ -119,8 +122,7 @@ def measure(
     stacks = [*direct.values(), *(jax.vmap(to_params)(behind) if behind else ())]
     matrices = [at_least_float32(x).reshape(layout.num_rows, -1) for x in stacks]
     sources = [pairs.of_site(site, taken) for site, taken, _ in ways["pairs"]]
-    if of_examples:
-        small = _side_by_side(of_examples.values())
+    for small in _side_by_side(of_examples.values()):
         if with_gramian or layout.num_rows * small.shape[1] <= _MANY_NUMBERS:
             matrices.append(strategies.sum_by_row(small, weights, layout))
         else:
@@ -256,8 +258,12 @@ def _products(
     return sum(parts[1:], start=parts[0])
 
 
-def _side_by_side(arrays: Iterable[jax.Array]) -> jax.Array:
-    return jnp.concatenate([x.reshape(len(x), -1) for x in arrays], axis=1)
+def _side_by_side(arrays: Iterable[jax.Array]) -> list[jax.Array]:
+    """As matrices `[B, size]`, small ones together: fewer kernels, and little to copy."""
+    matrices = [x.reshape(len(x), -1) for x in arrays]
+    small = [x for x in matrices if x.shape[1] < _LARGE]
+    large = [x for x in matrices if x.shape[1] >= _LARGE]
+    return large + ([jnp.concatenate(small, axis=1)] if small else [])
 
 
 def _weighted_sum(weights: jax.Array, x: jax.Array) -> jax.Array:
