@@ -259,7 +259,7 @@ def _products(
 
 
 def _side_by_side(arrays: Iterable[jax.Array]) -> list[jax.Array]:
-    """As matrices `[B, size]`, small ones together: fewer kernels, and little to copy."""
+    """As matrices `[B, size]`, small ones together: fewer kernels, little to copy."""
     matrices = [x.reshape(len(x), -1) for x in arrays]
     small = [x for x in matrices if x.shape[1] < _LARGE]
     large = [x for x in matrices if x.shape[1] >= _LARGE]
