@@ -137,7 +137,7 @@ def _measure_all(config: Config, results: dict[str, Any], path: Path) -> None:
             "python": platform.python_version(),
         }
         partial = path.with_suffix(".part")
-        partial.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        partial.write_text(_text(results), encoding="utf-8")
         partial.replace(path)
         draw(results, config.folder)
     for one in workers.values():
@@ -171,6 +171,16 @@ def _measure(case: Case, workers: dict[str, Worker], config: Config) -> dict[str
             answer = workers[library].ask(do="run", method=method)
             facts["ms"].append(round(answer["ms"], 3))
     return {"case": case._asdict(), "methods": methods, "versions": versions}
+
+
+def _text(results: dict[str, Any]) -> str:
+    """JSON with one case a line."""
+    head = {name: value for name, value in results.items() if name != "cases"}
+    cases = [
+        f"{json.dumps(name)}: {json.dumps(case)}"
+        for name, case in results["cases"].items()
+    ]
+    return json.dumps({**head, "cases": {}})[:-2] + "\n" + ",\n".join(cases) + "\n}}\n"
 
 
 def _peers_python() -> str:
