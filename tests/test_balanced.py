@@ -14,7 +14,7 @@ from fused_losses import CASES, INTERACTING, LABELS, MLP, NUM_CLASSES, Case, mlp
 
 import pcn_jax
 from pcn_jax import pcn_value_and_grad, weights
-from pcn_jax.fused import plan
+from pcn_jax.fused import gradients, plan
 
 LINKS = {
     "norm": ([pcn_jax.scale_by_class_norm()], weights.inverse_norm()),
@@ -118,6 +118,18 @@ class TestEquality:
         self, name: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(plan, "_is_cpu", lambda: False)
+        with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
+            case = Case(CASES[name].loss, *in_float64(tuple(CASES[name][1:])))
+            _, _, direction = explicit(case, LINKS["norm"][0])
+            _, found = fused(case)
+            assert_close(found, direction)
+
+    @pytest.mark.parametrize("name", ["mlp", "attention"])
+    def test_small_parameters_by_pairs(
+        self, name: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(gradients, "_MANY_NUMBERS", 0)
+        monkeypatch.setattr(gradients, "_LARGE", 5)
         with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
             case = Case(CASES[name].loss, *in_float64(tuple(CASES[name][1:])))
             _, _, direction = explicit(case, LINKS["norm"][0])

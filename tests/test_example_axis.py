@@ -1,0 +1,141 @@
+"""The proof that examples do not meet: held against what changing one of them does."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from pcn_jax.fused.example_axis import NotProvenError, follow_examples
+from pcn_jax.fused.program import flatten, needed_for
+
+SIZE = 5
+X = jnp.asarray(np.random.default_rng(0).normal(size=(SIZE, 4, 3)), jnp.float32)
+W = jnp.asarray(np.random.default_rng(1).normal(size=(4, 3)), jnp.float32)
+TABLE = jnp.arange(4, dtype=jnp.float32)
+Function = Callable[[jax.Array], jax.Array]
+
+APART: dict[str, Function] = {
+    "transpose": lambda x: x.transpose(1, 0, 2),
+    "reshape": lambda x: x.transpose(1, 2, 0).reshape(12, SIZE),
+    "new axis": lambda x: x[:, None, :, None],
+    "squeeze": lambda x: x[:, :, :1].squeeze(2),
+    "reduce": lambda x: x.transpose(1, 0, 2).max(axis=(0, 2)),
+    "argmax": lambda x: jnp.argmax(x, axis=1),
+    "sort": lambda x: jnp.sort(x, axis=2),
+    "cumulative": lambda x: jnp.cumsum(x, axis=1),
+    "reversed": lambda x: x[:, ::-1],
+    "padded": lambda x: jnp.pad(x, ((0, 0), (1, 2), (0, 0))),
+    "slice": lambda x: x[:, 1:3, ::2],
+    "dynamic slice": lambda x: lax.dynamic_slice_in_dim(x, jnp.int32(1), 2, 1),
+    "dynamic update": lambda x: lax.dynamic_update_slice_in_dim(
+        x, 2 * x[:, :1], jnp.int32(2), 1
+    ),
+    "top k": lambda x: lax.top_k(x, 2)[0],
+    "concatenate": lambda x: jnp.concatenate([x, x * 2], axis=1),
+    "pick columns": lambda x: x[:, jnp.array([2, 0])],
+    "look up": lambda x: TABLE[jnp.argmax(x, axis=1)],
+    "take along": lambda x: jnp.take_along_axis(
+        x, jnp.argmax(x, axis=1)[:, None], axis=1
+    ),
+    "product": lambda x: jnp.einsum("btd,td->bd", x, W),
+    "product from the left": lambda x: jnp.tensordot(W.T, x.transpose(1, 2, 0), 1),
+    "product of examples": lambda x: jnp.einsum("btd,bsd->bts", x, x),
+    "windows": lambda x: lax.reduce_window(
+        x, -jnp.inf, lax.max, (1, 2, 1), (1, 2, 1), "VALID"
+    ),
+    "loop": lambda x: lax.fori_loop(0, 3, lambda _, y: jnp.sin(y), x),
+    "loop from a constant": lambda x: lax.fori_loop(
+        0, 3, lambda _, y: y + x, jnp.zeros_like(x)
+    ),
+    "scan": lambda x: lax.scan(
+        lambda c, now: (c + now, c * now), x[:, 0], x.transpose(1, 0, 2)
+    )[1],
+    "condition of all": lambda x: lax.cond(W.sum() > 0, jnp.sin, jnp.cos, x),
+    "branch without examples": lambda x: lax.cond(
+        W.sum() > 0, lambda x: x, jnp.zeros_like, x
+    ),
+}
+TOGETHER: dict[str, Function] = {
+    "mean": lambda x: x - x.mean(axis=0, keepdims=True),
+    "sort": lambda x: jnp.sort(x, axis=0),
+    "cumulative": lambda x: jnp.cumsum(x, axis=0),
+    "reversed": lambda x: x[::-1],
+    "slice": lambda x: x[1:],
+    "strided": lambda x: x[::2],
+    "padded": lambda x: jnp.pad(x, ((1, 0), (0, 0), (0, 0))),
+    "reshape": lambda x: x.reshape(SIZE * 4, 3),
+    "squeeze": lambda x: x[:1].squeeze(0),
+    "concatenate": lambda x: jnp.concatenate([x, x], axis=0),
+    "pick": lambda x: x[jnp.array([3, 0, 1, 2, 4])],
+    "look up others": lambda x: x[jnp.argmax(x[:, :, 0], axis=1)],
+    "begins elsewhere": lambda x: lax.dynamic_slice_in_dim(
+        x, jnp.argmax(x[0, :, 0]), 2, 1
+    ),
+    "overwritten": lambda x: lax.dynamic_update_slice_in_dim(x, x[:1], jnp.int32(2), 0),
+    "updates that begin elsewhere": jax.vmap(
+        lambda y: lax.dynamic_update_slice_in_dim(y, y[:1], jnp.argmax(y[:, 0]), 0)
+    ),
+    "products of all pairs": lambda x: jnp.einsum("btd,ctd->bc", x, x),
+    "sum of products": lambda x: jnp.einsum("btd,btd->td", x, x),
+    "convolution over them": lambda x: lax.conv_general_dilated(
+        x.transpose(1, 0, 2),
+        jnp.ones((2, 3, 1)),
+        (1,),
+        "VALID",
+        dimension_numbers=("NWC", "WIO", "NWC"),
+    ),
+    "kernels of examples": lambda x: lax.conv_general_dilated(
+        jnp.ones((1, 9, 3)),
+        x.transpose(1, 2, 0),
+        (1,),
+        "VALID",
+        dimension_numbers=("NWC", "WIO", "NWC"),
+    ),
+    "windows": lambda x: lax.reduce_window(
+        x, -jnp.inf, lax.max, (2, 1, 1), (1, 1, 1), "SAME"
+    ),
+    "loop that turns": lambda x: lax.fori_loop(
+        0, 2, lambda _, y: y.transpose(1, 0, 2), x[:, :4, :][:, jnp.arange(SIZE) % 4]
+    ),
+    "until one says so": lambda x: lax.while_loop(
+        lambda y: y.sum() < 10, lambda y: y + 1, x
+    ),
+    "condition of one": lambda x: lax.cond(x[0, 0, 0] > 0, jnp.sin, jnp.cos, x),
+    "unknown": lambda x: lax.linalg.cholesky(jnp.einsum("btd,bsd->bts", x, x)),
+}
+
+
+def axis_of(function: Function, x: jax.Array = X) -> Any:
+    program = flatten(jax.make_jaxpr(function)(x))
+    needed = needed_for(program, program.outputs)
+    return follow_examples(needed, [0])[program.outputs[0]]
+
+
+@pytest.mark.parametrize("name", APART)
+def test_only_its_own_slice_changes_with_an_example(name: str) -> None:
+    function, changed = APART[name], 3
+    axis = axis_of(function)
+    before, after = function(X), function(X.at[changed].multiply(-1.5))
+    assert axis is not None
+    assert before.shape[axis] == SIZE
+    others = [np.delete(np.asarray(y), changed, axis) for y in (before, after)]
+    np.testing.assert_array_equal(others[0], others[1])
+
+
+@pytest.mark.parametrize("name", TOGETHER)
+def test_what_may_mix_examples_is_refused(name: str) -> None:
+    with pytest.raises(NotProvenError):
+        axis_of(TOGETHER[name])
+
+
+def test_a_value_without_examples_has_no_axis() -> None:
+    assert axis_of(lambda x: jnp.zeros(len(x)) + W.sum()) is None
+
+
+def test_a_batch_of_one_example_is_not_repeated() -> None:
+    with pytest.raises(NotProvenError):
+        axis_of(lambda x: jnp.broadcast_to(x, (7, 4, 3)), X[:1])
