@@ -127,8 +127,9 @@ def _measure_all(config: Config, results: dict[str, Any], path: Path) -> None:
     core = ["--core", str(config.core)]
     workers = {"jax": Worker([sys.executable, "-m", "benchmarks.jax_worker", *core])}
     if config.peers:
-        worker = str(_HERE / "torch_worker.py")
-        workers["torch"] = Worker([_peers_python(), worker, *core])
+        workers["torch"] = Worker(
+            [_peers_python(), "-m", "benchmarks.torch_worker", *core]
+        )
     for case in tqdm(wanted, unit="case", disable=not sys.stderr.isatty()):
         results["cases"][case.name] = _measure(case, workers, config)
         results |= {

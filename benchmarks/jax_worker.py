@@ -1,7 +1,7 @@
 """The JAX side: prepares a case, and runs one method when it is told to.
 
-Reads one JSON object a line and answers with one. Kept in a process of its own, on one
-core, so that it can take turns with another library.
+Kept in a process of its own, on one core, so that it can take turns with another
+library.
 """
 
 import os
@@ -15,7 +15,6 @@ os.environ["XLA_FLAGS"] = (
 os.environ["JAX_PLATFORMS"] = "cpu"
 
 import functools  # noqa: E402
-import json  # noqa: E402
 import time  # noqa: E402
 from collections.abc import Callable  # noqa: E402
 from typing import Any  # noqa: E402
@@ -27,6 +26,7 @@ import numpy as np  # noqa: E402
 import optax  # noqa: E402
 
 import pcn_jax  # noqa: E402
+from benchmarks.answering import answer  # noqa: E402
 from benchmarks.cases import TOO_LONG, Case, build, losses  # noqa: E402
 
 _FEW = 8
@@ -59,6 +59,14 @@ class Prepared:
             self.facts[name]["temporary_mb"] = memory.temp_size_in_bytes / 1e6
             self.run(name)
         self._measure_errors()
+
+    def describe(self) -> dict[str, Any]:
+        """Facts about each method, the number of parameters and versions."""
+        return {
+            "methods": self.facts,
+            "parameters": sum(x.size for x in jax.tree.leaves(self.params)),
+            "versions": {"jax": jax.__version__, "flax": flax.__version__},
+        }
 
     def run(self, name: str) -> float:
         """Milliseconds of the second of two calls: in training a step follows another.
@@ -157,25 +165,5 @@ def _relative_error(found: Any, exact: Any) -> float:
     return float(worst / max(np.abs(y).max() for _, y in pairs))
 
 
-def main() -> None:
-    """Answers until there is nothing more to read."""
-    prepared: Prepared | None = None
-    for line in sys.stdin:
-        request = json.loads(line)
-        if request["do"] == "prepare":
-            prepared = None  # frees the last one
-            prepared = Prepared(Case(*request["case"]))
-            versions = {"jax": jax.__version__, "flax": flax.__version__}
-            answer: Any = {
-                "methods": prepared.facts,
-                "parameters": sum(x.size for x in jax.tree.leaves(prepared.params)),
-                "versions": versions,
-            }
-        else:
-            assert prepared is not None
-            answer = {"ms": prepared.run(request["method"])}
-        print(json.dumps(answer), flush=True)
-
-
 if __name__ == "__main__":
-    main()
+    answer(lambda request: Prepared(Case(*request["case"])))

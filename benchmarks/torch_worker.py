@@ -1,13 +1,11 @@
 """The PyTorch side: the same nets, and the ways to a balanced gradient that it has.
 
-Runs in an environment of its own, which has neither JAX nor this project. It speaks as
-`jax_worker` does. Every method has a copy of the net to itself: TorchJD leaves hooks on
-the one that it is given.
+Runs in an environment of its own, without JAX. Every method has a copy of the net to
+itself: TorchJD leaves hooks on the one that it is given.
 """
 
 import copy
 import itertools
-import json
 import os
 import sys
 import time
@@ -23,6 +21,8 @@ from torch.nn.functional import cross_entropy  # noqa: E402
 from torchjd.aggregation import WeightedAggregator, Weighting  # noqa: E402
 from torchjd.autogram import Engine  # noqa: E402
 from torchjd.autojac import backward, jac_to_grad  # noqa: E402
+
+from benchmarks.answering import answer  # noqa: E402
 
 torch.set_num_threads(1)
 
@@ -144,6 +144,14 @@ class Prepared:
             if name not in ("plain", "class loop"):
                 self.facts[name]["error"] = _relative_error(found, exact)
 
+    def describe(self) -> dict[str, Any]:
+        """Facts about each method, the number of parameters and versions."""
+        return {
+            "methods": self.facts,
+            "parameters": self.parameters,
+            "versions": {"torch": torch.__version__, "torchjd": version("torchjd")},
+        }
+
     def run(self, name: str) -> float:
         """Milliseconds of the second of two calls, as in `jax_worker`."""
         method, _ = self._methods()[name]
@@ -232,27 +240,5 @@ def _relative_error(found: Grads, exact: Grads) -> float:
     return float((worst / max(y.abs().max() for y in exact)).detach())
 
 
-def main() -> None:
-    """Answers until there is nothing more to read."""
-    prepared: Prepared | None = None
-    for line in sys.stdin:
-        request = json.loads(line)
-        if request["do"] == "prepare":
-            prepared = None  # frees the last one
-            prepared = Prepared(request)
-            answer: Any = {
-                "methods": prepared.facts,
-                "parameters": prepared.parameters,
-                "versions": {
-                    "torch": torch.__version__,
-                    "torchjd": version("torchjd"),
-                },
-            }
-        else:
-            assert prepared is not None
-            answer = {"ms": prepared.run(request["method"])}
-        print(json.dumps(answer), flush=True)
-
-
 if __name__ == "__main__":
-    main()
+    answer(Prepared)

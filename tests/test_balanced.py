@@ -80,6 +80,14 @@ def assert_close(actual: Any, expected: Any, atol: float = 1e-13) -> None:
         np.testing.assert_allclose(x, y, rtol=0, atol=atol)
 
 
+def assert_as_by_a_chain(name: str) -> None:
+    """The fused direction of a case, in float64."""
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
+        case = Case(CASES[name].loss, *in_float64(tuple(CASES[name][1:])))
+        _, _, direction = explicit(case, LINKS["norm"][0])
+        assert_close(fused(case)[1], direction)
+
+
 class TestEquality:
     """In float64, with everything that can be asked for."""
 
@@ -118,11 +126,7 @@ class TestEquality:
         self, name: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(plan, "_is_cpu", lambda: False)
-        with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
-            case = Case(CASES[name].loss, *in_float64(tuple(CASES[name][1:])))
-            _, _, direction = explicit(case, LINKS["norm"][0])
-            _, found = fused(case)
-            assert_close(found, direction)
+        assert_as_by_a_chain(name)
 
     @pytest.mark.parametrize("name", ["mlp", "attention"])
     def test_small_parameters_by_pairs(
@@ -130,11 +134,7 @@ class TestEquality:
     ) -> None:
         monkeypatch.setattr(gradients, "_MANY_NUMBERS", 0)
         monkeypatch.setattr(gradients, "_LARGE", 5)
-        with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
-            case = Case(CASES[name].loss, *in_float64(tuple(CASES[name][1:])))
-            _, _, direction = explicit(case, LINKS["norm"][0])
-            _, found = fused(case)
-            assert_close(found, direction)
+        assert_as_by_a_chain(name)
 
     @pytest.mark.parametrize("path", ["fused", "masked"])
     @pytest.mark.parametrize("name", LINKS)
