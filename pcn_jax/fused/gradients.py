@@ -35,7 +35,7 @@ from pcn_jax.precision import at_least_float32
 _HIGHEST = jax.lax.Precision.HIGHEST
 _MANY_NUMBERS = 2**17
 """Up to so many, the rows of small parameters are cheaper than their pairs."""
-_LARGE = 1000
+_LARGE = 200
 """Gradients of so many numbers are not copied to lie beside others."""
 _ROUNDING = 8
 """Errors of a squared norm, in units of the rounding of its examples' squared norms."""

@@ -32,13 +32,13 @@ class PairSource(NamedTuple):
     """Some parameters, and how to take inner products of the gradients by them.
 
     Attributes:
-      take: From positions in the batch `[m]` and as many weights of the losses to what
-        `products` needs of these examples.
+      take: From positions in the batch `[m]`, or `None` for all as they lie, and as
+        many weights of the losses to what `products` needs of these examples.
       products: From `m` and `n` examples to inner products `[m, n]`.
       tokens: `T`, the outer products that the gradient of an example is the sum of.
     """
 
-    take: Callable[[jax.Array, jax.Array], Any]
+    take: Callable[[jax.Array | None, jax.Array], Any]
     products: Callable[[Any, Any], jax.Array]
     tokens: int
 
@@ -56,8 +56,10 @@ def of_site(site: Site, taps: Taps) -> PairSource:
 def of_gradients(grads: jax.Array) -> PairSource:
     """Parameters whose gradients are known, `[B, size]`."""
 
-    def take(positions: jax.Array, weights: jax.Array) -> jax.Array:
-        taken = jnp.take(grads, positions, axis=0, mode="clip")
+    def take(positions: jax.Array | None, weights: jax.Array) -> jax.Array:
+        taken = grads
+        if positions is not None:
+            taken = jnp.take(grads, positions, axis=0, mode="clip")
         return taken * weights.astype(grads.dtype)[:, None]
 
     return PairSource(take=take, products=_row_products, tokens=1)
@@ -84,6 +86,8 @@ def pair_squares(
       Both `[R]`, over all sources, in float32 or wider.
     """
     size, number = layout.size, -(-layout.size // block_size)
+    if number == 1:
+        return _squares_of_one_block(sources, weights, layout)
     places = jnp.arange(number * block_size, dtype=jnp.int32)
     positions = layout.order[jnp.minimum(places, size - 1)]
     rows = jnp.where(places < size, layout.rows[positions], layout.num_rows)
@@ -127,17 +131,37 @@ def pair_squares(
     return squares, lengths
 
 
+def _squares_of_one_block(
+    sources: Sequence[PairSource], weights: jax.Array, layout: ClassLayout
+) -> tuple[jax.Array, jax.Array]:
+    """The same from all pairs: no loop, so less to compile."""
+    products = _all_pairs(sources, weights, layout).astype(weights.dtype)
+    same = layout.rows[:, None] == layout.rows[None, :]
+    of_examples = jnp.stack(
+        [jnp.where(same, products, 0).sum(axis=1), jnp.diagonal(products)]
+    )
+    members = layout.members.astype(products.dtype)
+    squares, lengths = jnp.matmul(of_examples, members.T, precision=_HIGHEST)
+    return squares, lengths
+
+
 def pair_gramian(
     sources: Sequence[PairSource], weights: jax.Array, layout: ClassLayout
 ) -> tuple[jax.Array, jax.Array]:
     """Inner products `[R, R]` of all rows, and the second result of `pair_squares`."""
-    all_positions = jnp.arange(layout.size, dtype=jnp.int32)
-    everything = [source.take(all_positions, weights) for source in sources]
-    pairs = _all_products(sources, everything, everything)
+    pairs = _all_pairs(sources, weights, layout)
     members = layout.members.astype(pairs.dtype)
     by_row = jnp.matmul(members, pairs, precision=_HIGHEST)
     gramian = jnp.matmul(by_row, members.T, precision=_HIGHEST)
     return gramian, jnp.matmul(members, jnp.diagonal(pairs), precision=_HIGHEST)
+
+
+def _all_pairs(
+    sources: Sequence[PairSource], weights: jax.Array, layout: ClassLayout
+) -> jax.Array:
+    """Inner products `[B, B]` of the gradients of all examples."""
+    everything = [source.take(None, weights) for source in sources]
+    return _all_products(sources, everything, everything)
 
 
 def _all_products(

@@ -26,6 +26,8 @@ _WEIGHT_OF_MEMORY = 60
 _LAUNCH = 250_000_000
 """Multiplications in the time in which an accelerator is told what to do next."""
 _TOKENS_AT_ONCE = 256
+_FEW_EXAMPLES = 128
+"""Up to so many, all pairs at once cost little more time and far less to compile."""
 _MOST_COPIES = 8
 """On an accelerator: gradients of all examples, over what a layer reads and writes."""
 
@@ -117,6 +119,8 @@ def block_size(size: int, num_rows: int, tokens: int) -> int:
     """Examples whose pairs are taken at once: half of a class, more or less."""
     if not _is_cpu():
         return max(min(size, 4096 // tokens), 1)  # few large products of matrices
+    if tokens == 1 and size <= _FEW_EXAMPLES:
+        return size
     half = max(size // (2 * num_rows), 1)
     block = 1 << (half.bit_length() - 1)  # odd sizes are slow
     least, largest = (16, 128) if tokens == 1 else (64 // tokens, 256 // tokens)

@@ -166,14 +166,17 @@ def example_gradients(site: Site, taps: Taps) -> jax.Array:
 
 
 def take_examples(
-    site: Site, taps: Taps, positions: jax.Array, weights: jax.Array | None = None
+    site: Site,
+    taps: Taps,
+    positions: jax.Array | None,
+    weights: jax.Array | None = None,
 ) -> Taps:
     """The taps of a few examples.
 
     Args:
       site: The site.
       taps: Of all examples.
-      positions: Of the few in the batch, `[m]`.
+      positions: Of the few in the batch, `[m]`; `None` for all, as they lie.
       weights: What their losses are multiplied by, `[m]`.
 
     Returns:
@@ -302,7 +305,9 @@ def _weighted(
     ]
 
 
-def _take(x: jax.Array, positions: jax.Array, axis: int) -> jax.Array:
+def _take(x: jax.Array, positions: jax.Array | None, axis: int) -> jax.Array:
+    if positions is None:
+        return x
     if len(positions) == 1:
         return jax.lax.dynamic_slice_in_dim(x, positions[0], 1, axis)
     return jnp.take(x, positions, axis, mode="clip")
