@@ -19,7 +19,7 @@ from pcn_jax.training import ALGORITHMS, AlgorithmName, Record
 
 Runs = Mapping[AlgorithmName, Sequence[Sequence[Record]]]
 
-# Okabe and Ito's palette, which colour-blind readers can tell apart, and black.
+# Okabe and Ito's palette, which colour-blind readers can tell apart, grey and wine.
 COLOURS: dict[AlgorithmName, str] = {
     "gd": "#999999",
     "pcngd": "#000000",
@@ -30,6 +30,7 @@ COLOURS: dict[AlgorithmName, str] = {
     "pcnsgd+o": "#56B4E9",
     "pcnsgd+r": "#CC79A7",
     "pcnsgd+clip": "#009E73",
+    "pcnsgd+split": "#882255",
 }
 STYLE: dict[str, Any] = {
     "font.size": 8,

@@ -19,6 +19,7 @@ from pcn_jax.geometry import (
     class_norms,
     unit_class_grads,
 )
+from pcn_jax.halves import split_halves
 from pcn_jax.initial_drop import InitialDrop, initial_drop, steps_to_reach
 from pcn_jax.known_labels import known_labels_value_and_grad
 from pcn_jax.samplers import (
@@ -37,6 +38,7 @@ from pcn_jax.transforms import (
     scale_by_class_angle,
     scale_by_class_frequency,
     scale_by_class_norm,
+    scale_by_smoothed_class_norm,
     sum_over_classes,
 )
 from pcn_jax.weights import ClassStatistics
@@ -71,6 +73,8 @@ __all__ = [
     "scale_by_class_angle",
     "scale_by_class_frequency",
     "scale_by_class_norm",
+    "scale_by_smoothed_class_norm",
+    "split_halves",
     "square_root",
     "steps_to_reach",
     "stratified",

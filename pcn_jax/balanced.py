@@ -1,5 +1,6 @@
 """The balanced gradient at the price of about a plain one."""
 
+import functools
 import warnings
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
@@ -7,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from pcn_jax.class_gradients import (
     ClassValue,
@@ -29,7 +31,13 @@ from pcn_jax.geometry import (
     sum_rows,
     unit_class_grads,
 )
-from pcn_jax.weights import ClassStatistics, ClassWeights, inverse_norm
+from pcn_jax.halves import of_halves, split_halves
+from pcn_jax.weights import (
+    ClassStatistics,
+    ClassWeights,
+    StatefulClassWeights,
+    inverse_norm,
+)
 
 Path = Literal["fused", "masked"]
 
@@ -42,6 +50,7 @@ class PCNValue(NamedTuple):
       statistics: Norms and counts of each class, and what else was asked for.
       weights: What each class gradient was multiplied by, `[C]`.
       aux: The auxiliary output of the loss function, or `None`.
+      state: Of weights that have one, for the next step, or `None`.
 
     Example:
       >>> statistics = ClassStatistics(jnp.array([1.0, 0.5]), jnp.array([3, 1]))
@@ -54,6 +63,7 @@ class PCNValue(NamedTuple):
     statistics: ClassStatistics
     weights: jax.Array
     aux: Any = None
+    state: Any = None
 
     @property
     def counts(self) -> jax.Array:
@@ -106,7 +116,7 @@ def pcn_value_and_grad(
     loss_fn: LossFn,
     num_classes: int,
     *,
-    weights: ClassWeights | None = None,
+    weights: ClassWeights | StatefulClassWeights | None = None,
     has_aux: bool = False,
     with_gramian: bool = False,
     path: Path | None = None,
@@ -130,7 +140,8 @@ def pcn_value_and_grad(
         `(losses, aux)` if `has_aux`.
       num_classes: `C`.
       weights: From `ClassStatistics` to the weights `[C]`; `None` for
-        `pcn_jax.weights.inverse_norm()`. Not differentiated; may be any function.
+        `pcn_jax.weights.inverse_norm()`. Not differentiated; may be any function. Or
+        weights with a state, such as `pcn_jax.weights.inverse_smoothed_norm(0.3)`.
       has_aux: Whether `loss_fn` returns `(losses, aux)`.
       with_gramian: Whether to compute the inner products of all class gradients, too.
       path: `"fused"` or `"masked"`; `None` for the fused one where it is proven to be
@@ -139,15 +150,16 @@ def pcn_value_and_grad(
     Returns:
       A function of `(params, inputs, labels, *args)`, where `labels` are integers `[B]`
       below `C`, those below zero being padding. It returns a `PCNValue` and the
-      direction, a pytree like `params`. Two options by keyword: `reference`, class
-      gradients with leaves `[C, *param.shape]`, for `statistics.alignment`; and `rows`,
+      direction, a pytree like `params`. Three options by keyword: `reference`, class
+      gradients with leaves `[C, *param.shape]`, for `statistics.alignment`; `rows`,
       integers `[B]` that take the place of the labels in grouping examples, where
-      groups are not classes (`num_classes` is then the number of groups).
+      groups are not classes (`num_classes` is then the number of groups); and, where
+      the weights have one, `state`: `weights.init(C)` at first, then `value.state`.
 
     Raises:
       ValueError: At construction if `num_classes` is not a positive integer or there is
-        no such path; when called, as `per_class_value_and_grad`, and if
-        `path="fused"` is not proven to be right.
+        no such path; when called, as `per_class_value_and_grad`, if `path="fused"` is
+        not proven to be right, and if a state is missing or without use.
 
     Warning:
       Not differentiable itself. Examples must be on the first axis of every input. The
@@ -174,6 +186,11 @@ def pcn_value_and_grad(
     check_num_classes(num_classes)
     if path not in (None, "fused", "masked"):
         raise ValueError(f"path must be 'fused', 'masked' or None, got {path!r}.")
+    if isinstance(weights, StatefulClassWeights):
+        by_halves = functools.partial(
+            pcn_value_and_grad, loss_fn, 2 * num_classes, has_aux=has_aux, path=path
+        )
+        return _with_state(by_halves, num_classes, weights, with_gramian=with_gramian)
     options = _Options(num_classes, weights or inverse_norm(), with_gramian)
     losses_fn = _grouped(loss_fn, has_aux)
     masked = per_class_value_and_grad(losses_fn, num_classes, has_aux=True)
@@ -185,13 +202,16 @@ def pcn_value_and_grad(
         *args: Any,
         rows: jax.Array | None = None,
         reference: chex.ArrayTree | None = None,
+        state: Any = None,
     ) -> tuple[PCNValue, chex.ArrayTree]:
+        if state is not None:
+            raise ValueError("state is for weights that have one; these do not.")
         groups = labels if rows is None else rows
         check_below(groups, num_classes)
         groups = check_labels(groups, ndim=1)
         labels = check_labels(labels, ndim=1) if rows is None else labels
         _check_reference(reference, params, num_classes)
-        given = params, (inputs, labels), groups, *args
+        given = jax.tree.map(_on_device, (params, (inputs, labels), groups, *args))
         if path != "masked":
             try:
                 traced = tracing.trace(losses_fn, *given)
@@ -262,10 +282,86 @@ def pcn_plan(
     return plan
 
 
+def _on_device(x: Any) -> Any:
+    """NumPy arrays as JAX takes them, so that float64 without x64 is float32."""
+    return jnp.asarray(x) if isinstance(x, np.ndarray) else x
+
+
 class _Options(NamedTuple):
     num_classes: int
     weights: ClassWeights
     with_gramian: bool
+
+
+def _with_state(
+    by_halves: Callable[..., PCNValueAndGrad],
+    num_classes: int,
+    weights: StatefulClassWeights,
+    *,
+    with_gramian: bool,
+) -> PCNValueAndGrad:
+    """The same by the halves of each class, which tell the norm without the noise."""
+
+    def value_and_grad(
+        params: chex.ArrayTree,
+        inputs: Any,
+        labels: jax.Array,
+        *args: Any,
+        rows: jax.Array | None = None,
+        reference: chex.ArrayTree | None = None,
+        state: Any = None,
+    ) -> tuple[PCNValue, chex.ArrayTree]:
+        if state is None:
+            raise ValueError(
+                "These weights have a state: pass state=weights.init(num_classes) to "
+                "the first step, and value.state of each step to the next."
+            )
+        if reference is not None:
+            raise ValueError("reference is for weights without a state: remove it.")
+        groups = labels if rows is None else rows
+        check_below(groups, num_classes)
+        groups = check_labels(groups, ndim=1)
+        new_state = None
+
+        def of_halves_and_state(halves: ClassStatistics) -> jax.Array:
+            nonlocal new_state
+            of_classes, new_state = weights.update(_joined(halves), state)
+            return jnp.repeat(_checked(of_classes, num_classes), 2)
+
+        value_and_grad_of_halves = by_halves(
+            weights=of_halves_and_state, with_gramian=True
+        )
+        halves, direction = value_and_grad_of_halves(
+            params, inputs, labels, *args, rows=split_halves(groups)
+        )
+        statistics = _joined(halves.statistics)
+        if not with_gramian:
+            statistics = statistics._replace(gramian=None)
+        value = PCNValue(
+            losses=_mean_of_halves(halves.losses, halves.counts),
+            statistics=statistics,
+            weights=halves.weights[::2],
+            aux=halves.aux,
+            state=new_state,
+        )
+        return value, direction
+
+    return value_and_grad
+
+
+def _joined(halves: ClassStatistics) -> ClassStatistics:
+    assert halves.gramian is not None
+    number = len(halves.norms) // 2
+    blocks = halves.gramian.reshape(number, 2, number, 2)
+    products = jnp.diagonal(blocks[:, 0, :, 1])
+    statistics = of_halves(halves.norms, halves.counts, products)
+    return statistics._replace(gramian=blocks.sum(axis=(1, 3)))
+
+
+def _mean_of_halves(losses: jax.Array, counts: jax.Array) -> jax.Array:
+    counts = counts.astype(losses.dtype).reshape(-1, 2)
+    total = (losses.reshape(-1, 2) * counts).sum(axis=1)
+    return total / at_least_one(counts.sum(axis=1))
 
 
 def _grouped(loss_fn: LossFn, has_aux: bool) -> LossFn:

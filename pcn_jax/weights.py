@@ -14,7 +14,7 @@ Example:
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +30,9 @@ class ClassStatistics(NamedTuple):
       gramian: Inner products `⟨g_k, g_l⟩`, `[C, C]`, or `None` if not asked for.
       alignment: `p_l` of the paper, the cosine of each class gradient and its
         reference, `[C]`, or `None` if there is no reference.
+      squared_mean_norms: Estimates of the squared norm of the gradient of each class's
+        mean loss that the noise of the batch does not lengthen (see
+        `inverse_smoothed_norm`), `[C]`, zero below two examples; or `None`.
 
     Example:
       >>> statistics = ClassStatistics(jnp.array([0.75, 0.25]), jnp.array([3, 1]))
@@ -41,11 +44,18 @@ class ClassStatistics(NamedTuple):
     counts: jax.Array
     gramian: jax.Array | None = None
     alignment: jax.Array | None = None
+    squared_mean_norms: jax.Array | None = None
 
     @property
     def mean_norms(self) -> jax.Array:
         """Norms of the gradients of the mean loss *of each class*, `[C]`."""
-        return self.norms * _inverse_shares(self)
+        return self.norms * self.inverse_shares
+
+    @property
+    def inverse_shares(self) -> jax.Array:
+        """`B / B_l`, `[C]`; for an absent class `B`, where it multiplies nothing."""
+        counts = self.counts.astype(self.norms.dtype)
+        return counts.sum() / jnp.where(counts == 0, 1, counts)
 
     @property
     def cosines(self) -> jax.Array:
@@ -62,6 +72,20 @@ class ClassStatistics(NamedTuple):
 
 ClassWeights = Callable[[ClassStatistics], jax.Array]
 """From the statistics to one weight a class, `[C]`."""
+
+
+class StatefulClassWeights(NamedTuple):
+    """Class weights that remember something from step to step, as optax does.
+
+    They see `ClassStatistics` with `squared_mean_norms`.
+
+    Attributes:
+      init: From the number of classes to the first state.
+      update: From the statistics and a state to the weights `[C]` and the next state.
+    """
+
+    init: Callable[[int], Any]
+    update: Callable[[ClassStatistics, Any], tuple[jax.Array, Any]]
 
 
 def inverse_norm() -> ClassWeights:
@@ -107,7 +131,7 @@ def inverse_clipped_norm(max_norm: float) -> ClassWeights:
     def weights(statistics: ClassStatistics) -> jax.Array:
         norms = statistics.mean_norms
         limits = jnp.maximum(norms, jnp.asarray(max_norm, norms.dtype))
-        return _inverse_shares(statistics) * _inverse(limits)
+        return statistics.inverse_shares * _inverse(limits)
 
     return weights
 
@@ -124,7 +148,7 @@ def inverse_frequency() -> ClassWeights:
       >>> inverse_frequency()(ClassStatistics(jnp.ones(2), jnp.array([4, 1]))).tolist()
       [0.625, 2.5]
     """
-    return lambda statistics: _inverse_shares(statistics) / len(statistics.counts)
+    return lambda statistics: statistics.inverse_shares / len(statistics.counts)
 
 
 def inverse_alignment(*, min_alignment: float = 0.1) -> ClassWeights:
@@ -168,10 +192,95 @@ def inverse_alignment(*, min_alignment: float = 0.1) -> ClassWeights:
     return weights
 
 
-def _inverse_shares(statistics: ClassStatistics) -> jax.Array:
-    """`B / B_l`; for an absent class `B`, where nothing is multiplied by it."""
-    counts = statistics.counts.astype(statistics.norms.dtype)
-    return counts.sum() / jnp.where(counts == 0, 1, counts)
+class SmoothedNormState(NamedTuple):
+    """What is remembered of each class.
+
+    Attributes:
+      squares: Moving average of `⟨G_a, G_b⟩` from zero on, `[C]`.
+      seen: What the average's weights add up to, below 1 at first, `[C]`.
+    """
+
+    squares: jax.Array
+    seen: jax.Array
+
+
+def inverse_smoothed_norm(
+    min_norm: float, *, decay: float = 0.99
+) -> StatefulClassWeights:
+    """PCN by the true norm instead of the noisy one, with a floor.
+
+        w_l = (B / B_l) / max(√EMA⟨G_a, G_b⟩, min_norm)
+
+    Under mini-batches PCN divides by the norm of a noisy class gradient, `‖Ĝ‖² ≈ ‖G‖² +
+    σ²/b`: the noisier a class, the shorter its step. The examples of a class in the
+    batch, split in two halves, tell how long the true gradient is: their noise is
+    independent, so `⟨G_a, G_b⟩` is on average `‖G‖²`, `G` being the gradient of the
+    class's mean loss. Smoothed over steps, one number a class, it takes the place of
+    the noisy norm. The floor lets the step shrink as a class is learned, as in
+    clipping. What `pcn_jax.scale_by_smoothed_class_norm` does in a chain.
+
+    | case                                  | the norm of the class is              |
+    | ------------------------------------- | ------------------------------------- |
+    | two examples or more in some batch    | the root of the moving average        |
+    | the average is negative               | zero, so that the floor counts        |
+    | never more than one example so far    | that of its gradient, noise included  |
+    | absent, or a single example           | as before: its state does not change  |
+
+    Args:
+      min_norm: Norm of a class-mean gradient below which it is left in proportion; a
+        positive number in the units of the loss over those of the parameters.
+      decay: Of the moving average, which is corrected for its start, in [0, 1).
+
+    Returns:
+      Weights with a state, for `pcn_jax.pcn_value_and_grad`.
+
+    Raises:
+      ValueError: If `min_norm` is not positive, or `decay` not in [0, 1).
+
+    Example:
+      >>> rule = inverse_smoothed_norm(0.5, decay=0.9)
+      >>> statistics = ClassStatistics(
+      ...     norms=jnp.array([3.0, 0.1]),
+      ...     counts=jnp.array([6, 2]),
+      ...     squared_mean_norms=jnp.array([4.0, -0.01]),
+      ... )
+      >>> weights, state = rule.update(statistics, rule.init(2))
+      >>> (weights * jnp.array([3.0, 0.5])).round(3).tolist()
+      [2.0, 4.0]
+    """
+    if not isinstance(min_norm, jax.Array) and not min_norm > 0:
+        raise ValueError(f"min_norm must be positive, got {min_norm!r}.")
+    if not isinstance(decay, jax.Array) and not 0 <= decay < 1:
+        raise ValueError(f"decay must be in [0, 1), got {decay!r}.")
+
+    def init(num_classes: int) -> SmoothedNormState:
+        # Two arrays: the same one twice could not be donated.
+        return SmoothedNormState(jnp.zeros(num_classes), jnp.zeros(num_classes))
+
+    def update(
+        statistics: ClassStatistics, state: SmoothedNormState
+    ) -> tuple[jax.Array, SmoothedNormState]:
+        if statistics.squared_mean_norms is None:
+            raise ValueError(
+                "inverse_smoothed_norm needs the halves of each class: it is for "
+                "pcn_jax.pcn_value_and_grad, which makes them."
+            )
+        squares = statistics.squared_mean_norms
+        old = SmoothedNormState(*(x.astype(squares.dtype) for x in state))
+        known = statistics.counts >= 2
+        averaged = decay * old.squares + (1 - decay) * jnp.where(known, squares, 0)
+        squares = jnp.where(known, averaged, old.squares)
+        seen = jnp.where(known, decay * old.seen + (1 - decay), old.seen)
+        smoothed = jnp.sqrt(jnp.maximum(squares, 0) / jnp.where(seen > 0, seen, 1))
+        norms = jnp.where(seen > 0, smoothed, statistics.mean_norms)
+        floor = jnp.asarray(min_norm, norms.dtype)
+        weights = statistics.inverse_shares / jnp.maximum(norms, floor)
+        new = SmoothedNormState(
+            *(x.astype(s.dtype) for x, s in zip((squares, seen), state, strict=True))
+        )
+        return jnp.where(statistics.counts > 0, weights, 0), new
+
+    return StatefulClassWeights(init, update)
 
 
 def _inverse(x: jax.Array) -> jax.Array:

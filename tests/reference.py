@@ -167,6 +167,50 @@ def class_weights(
     return weights
 
 
+def smoothed_weights(
+    gradients: Sequence[Sequence[Params]],
+    history: list[list[float]],
+    size: int,
+    *,
+    min_norm: float,
+    decay: float,
+) -> list[float]:
+    """The weights of "SPLIT" from the gradients of single examples of each class.
+
+    Args:
+      gradients: of every example of each class in the batch, in its order.
+      history: for each class, the estimates of the steps so far; the new one is added.
+      size: examples in the batch.
+      min_norm: the least norm that is divided by.
+      decay: of an estimate's weight in the mean of all, from one step to the next.
+
+    Returns:
+      C weights of the class gradients (shares of the batch's mean loss).
+    """
+    weights = []
+    for of_class, estimates in zip(gradients, history, strict=True):
+        count = len(of_class)
+        if count == 0:
+            weights.append(0.0)
+            continue
+        ones = [1.0] * count
+        if count >= 2:
+            a, b = (
+                direction([1.0 / len(half)] * len(half), half)
+                for half in (of_class[0::2], of_class[1::2])
+            )
+            estimates.append(dot(a, b))
+        if estimates:
+            ages = range(len(estimates) - 1, -1, -1)
+            parts = [decay**age for age in ages]
+            mean = math.fsum(p * e for p, e in zip(parts, estimates, strict=True))
+            length = math.sqrt(max(mean / math.fsum(parts), 0.0))
+        else:
+            length = norm(direction(ones, of_class)) / count
+        weights.append(size / count / max(length, min_norm))
+    return weights
+
+
 def direction(weights: Sequence[float], rows: Sequence[Params]) -> Params:
     """The descent direction `d = sum_l w_l g_l`, subtracted from the parameters."""
     total = {name: np.zeros_like(value) for name, value in rows[0].items()}
@@ -186,13 +230,16 @@ def trajectory(
     steps: int,
     max_norm: float = 1.0,
     min_alignment: float = 0.1,
+    min_norm: float = 0.3,
+    decay: float = 0.99,
     momentum: float = 0.0,
     nesterov: bool = False,
 ) -> list[Params]:
     """The parameters before the first step and after each one, `steps + 1` dicts.
 
     Args:
-      algorithm: as in `class_weights`; "GD" and "PCNGD" use all data at every step.
+      algorithm: as in `class_weights`, or "SPLIT" for the smoothed norm from halves;
+        "GD" and "PCNGD" use all data at every step.
       params: parameters to start from; they are not modified.
       batches: indices into the data, one array a step; unused by "GD" and "PCNGD".
       full_batch: inputs [n, num_features] and labels [n] of all data.
@@ -200,12 +247,15 @@ def trajectory(
       steps: number of steps.
       max_norm: see `class_weights`.
       min_alignment: see `class_weights`.
+      min_norm: see `smoothed_weights`.
+      decay: see `smoothed_weights`.
       momentum: heavy-ball factor, `m <- d + momentum * m`, the step going along `m`.
       nesterov: whether the step goes along `d + momentum * m` instead.
     """
     inputs, labels = full_batch
     num_classes = len(params["b2"])
     velocity = {name: np.zeros_like(value) for name, value in params.items()}
+    history: list[list[float]] = [[] for _ in range(num_classes)]
     path = [params]
     for step in range(steps):
         everything = algorithm in ("GD", "PCNGD")
@@ -214,14 +264,27 @@ def trajectory(
         full_rows = None
         if algorithm.startswith("PCNSGD+R"):
             full_rows = class_gradients(params, inputs, labels, num_classes)
-        weights = class_weights(
-            algorithm,
-            rows,
-            counts=class_counts(labels[batch], num_classes),
-            full_rows=full_rows,
-            max_norm=max_norm,
-            min_alignment=min_alignment,
-        )
+        if algorithm == "SPLIT":
+            of_examples = [
+                [
+                    example_gradient(params, x, c)
+                    for x, y in zip(inputs[batch], labels[batch], strict=True)
+                    if y == c
+                ]
+                for c in range(num_classes)
+            ]
+            weights = smoothed_weights(
+                of_examples, history, len(batch), min_norm=min_norm, decay=decay
+            )
+        else:
+            weights = class_weights(
+                algorithm,
+                rows,
+                counts=class_counts(labels[batch], num_classes),
+                full_rows=full_rows,
+                max_norm=max_norm,
+                min_alignment=min_alignment,
+            )
         d = direction(weights, rows)
         velocity = {name: d[name] + momentum * velocity[name] for name in d}
         if nesterov:

@@ -36,7 +36,12 @@ Loop = Literal["python", "scan"]
 NUM_CLASSES, STEPS, SEED, LEARNING_RATE = 4, 10, 3, 0.1
 TOLERANCE = 1e-10
 # Chosen so that some classes fall on either side.
-BOUNDS: dict[str, Any] = {"max_norm": 2.0, "min_alignment": 0.85}
+BOUNDS: dict[str, Any] = {
+    "max_norm": 2.0,
+    "min_alignment": 0.85,
+    "min_norm": 1.0,
+    "decay": 0.8,
+}
 NAMES_IN_REFERENCE: dict[AlgorithmName, str] = {
     "gd": "GD",
     "pcngd": "PCNGD",
@@ -47,6 +52,7 @@ NAMES_IN_REFERENCE: dict[AlgorithmName, str] = {
     "pcnsgd+o": "PCNSGD+O",
     "pcnsgd+r": "PCNSGD+R",
     "pcnsgd+clip": "CLIP",
+    "pcnsgd+split": "SPLIT",
 }
 
 
@@ -200,7 +206,7 @@ def test_momentum(nesterov: bool, loop: Loop) -> None:
 
 
 @pytest.mark.parametrize(
-    "algorithm", ["sgd", "sgd+rw", "pcnsgd", "pcnsgd+r", "pcnsgd+clip"]
+    "algorithm", ["sgd", "sgd+rw", "pcnsgd", "pcnsgd+r", "pcnsgd+clip", "pcnsgd+split"]
 )
 def test_uniform_batches_that_miss_a_class(algorithm: AlgorithmName) -> None:
     run = both(algorithm, sampler="uniform", batch_size=8)

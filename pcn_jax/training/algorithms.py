@@ -7,7 +7,7 @@ import numpy as np
 import optax
 
 from pcn_jax import samplers, transforms, weights
-from pcn_jax.weights import ClassWeights
+from pcn_jax.weights import ClassWeights, StatefulClassWeights
 
 AlgorithmName = Literal[
     "gd",
@@ -19,6 +19,7 @@ AlgorithmName = Literal[
     "pcnsgd+o",
     "pcnsgd+r",
     "pcnsgd+clip",
+    "pcnsgd+split",
 ]
 SamplerName = Literal[
     "full",
@@ -28,6 +29,8 @@ SamplerName = Literal[
     "square-root",
     "progressively-balanced",
 ]
+Links = list[optax.GradientTransformation]
+Weights = ClassWeights | StatefulClassWeights
 
 
 class Algorithm(NamedTuple):
@@ -36,18 +39,21 @@ class Algorithm(NamedTuple):
     Attributes:
       label: Name in tables and figures.
       sampler: How the batch is drawn; `"full"` is all of the training set.
-      links: The transformations between class gradients and their sum, or `None` where
-        the ordinary gradient is meant and class gradients are not needed.
+      links: From hyperparameters and the number of classes to the transformations
+        between class gradients and their sum; or `None` where the ordinary gradient is
+        meant and class gradients are not needed.
       weights: The same as class weights, for `pcn_jax.pcn_value_and_grad`; returns
         `None` if what was chosen can be had with the links only.
       needs_reference: Whether they need the class gradients of all the data.
+      by_halves: Whether the links take the gradients of two halves of each class.
     """
 
     label: str
     sampler: SamplerName
-    links: Callable[["Hyperparameters"], list[optax.GradientTransformation]] | None
-    weights: Callable[["Hyperparameters"], ClassWeights | None] | None = None
+    links: Callable[["Hyperparameters", int], Links] | None
+    weights: Callable[["Hyperparameters"], Weights | None] | None = None
     needs_reference: bool = False
+    by_halves: bool = False
 
 
 class Hyperparameters(Protocol):
@@ -56,6 +62,14 @@ class Hyperparameters(Protocol):
     @property
     def max_norm(self) -> float:
         """See `pcn_jax.clip_by_class_norm`."""
+
+    @property
+    def min_norm(self) -> float:
+        """See `pcn_jax.scale_by_smoothed_class_norm`."""
+
+    @property
+    def decay(self) -> float:
+        """See `pcn_jax.scale_by_smoothed_class_norm`."""
 
     @property
     def min_alignment(self) -> float:
@@ -70,12 +84,14 @@ class Hyperparameters(Protocol):
         """Whether PCNGD uses `pcn_jax.scale_by_class_angle`."""
 
 
-def _pcngd(chosen: Hyperparameters) -> list[optax.GradientTransformation]:
+def _pcngd(chosen: Hyperparameters, num_classes: int) -> Links:
+    del num_classes
     angle = [transforms.scale_by_class_angle()] if chosen.angle_step_size else []
     return [transforms.scale_by_class_norm(), *angle]
 
 
-def _rescaled(chosen: Hyperparameters) -> list[optax.GradientTransformation]:
+def _rescaled(chosen: Hyperparameters, num_classes: int) -> Links:
+    del num_classes
     align = transforms.scale_by_class_alignment(
         min_alignment=chosen.min_alignment, published_code=chosen.published_alignment
     )
@@ -89,18 +105,26 @@ def _rescaled_weights(chosen: Hyperparameters) -> ClassWeights | None:
 
 
 _NORMALISED = (
-    lambda _: [transforms.scale_by_class_norm()],
+    lambda *_: [transforms.scale_by_class_norm()],
     lambda _: weights.inverse_norm(),
 )
 _REWEIGHTED = (
-    lambda _: [transforms.scale_by_class_frequency()],
+    lambda *_: [transforms.scale_by_class_frequency()],
     lambda _: weights.inverse_frequency(),
 )
 _CLIPPED = (
-    lambda chosen: [transforms.clip_by_class_norm(chosen.max_norm)],
+    lambda chosen, _: [transforms.clip_by_class_norm(chosen.max_norm)],
     lambda chosen: weights.inverse_clipped_norm(chosen.max_norm),
 )
 _RESCALED = (_rescaled, _rescaled_weights)
+_SMOOTHED = (
+    lambda chosen, num_classes: [
+        transforms.scale_by_smoothed_class_norm(
+            num_classes, chosen.min_norm, decay=chosen.decay
+        )
+    ],
+    lambda chosen: weights.inverse_smoothed_norm(chosen.min_norm, decay=chosen.decay),
+)
 
 ALGORITHMS: dict[AlgorithmName, Algorithm] = {
     "gd": Algorithm("GD", "full", None),
@@ -112,8 +136,10 @@ ALGORITHMS: dict[AlgorithmName, Algorithm] = {
     "pcnsgd+o": Algorithm("PCNSGD+O", "oversampled", *_NORMALISED),
     "pcnsgd+r": Algorithm("PCNSGD+R", "stratified", *_RESCALED, needs_reference=True),
     "pcnsgd+clip": Algorithm("PCNSGD+clip", "stratified", *_CLIPPED),
+    "pcnsgd+split": Algorithm("PCNSGD+split", "stratified", *_SMOOTHED, by_halves=True),
 }
-"""Every algorithm of the paper, class re-weighting (RW) and per-class clipping."""
+"""Every algorithm of the paper, class re-weighting (RW), per-class clipping (clip) and
+the smoothed norm from two halves of each class (split)."""
 
 
 def make_sampler(

@@ -93,6 +93,12 @@ class TrainConfig:
     max_norm: float = 1.0
     """pcnsgd+clip: norm of a class-mean gradient from which on it is clipped."""
 
+    min_norm: float = 0.3
+    """pcnsgd+split: norm of a class-mean gradient below which its step shrinks."""
+
+    decay: float = 0.99
+    """pcnsgd+split: of the moving average of squared norms."""
+
     min_alignment: float = 0.1
     """pcnsgd+r: alignment p below which its inverse is not followed further."""
 
@@ -121,6 +127,8 @@ class TrainConfig:
             _check(name, value, value >= 1, "1 or more")
         # The links refuse the rest, but only when an algorithm uses them.
         _check("max_norm", self.max_norm, self.max_norm >= 0, "0 or more")
+        _check("min_norm", self.min_norm, self.min_norm > 0, "positive")
+        _check("decay", self.decay, 0 <= self.decay < 1, "in [0, 1)")
         in_range = 1e-6 <= self.min_alignment <= 1
         _check("min_alignment", self.min_alignment, in_range, "in [1e-6, 1]")
 

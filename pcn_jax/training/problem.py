@@ -16,6 +16,7 @@ import numpy as np
 import optax
 
 from pcn_jax.accumulation import accumulate
+from pcn_jax.balanced import PCNValue
 from pcn_jax.class_gradients import ClassValue, ClassValueAndGrad
 from pcn_jax.data import Dataset
 from pcn_jax.dynamics import class_means, macro_recall
@@ -23,6 +24,7 @@ from pcn_jax.known_labels import known_labels_value_and_grad
 from pcn_jax.loops import Loop, resolve_loop
 from pcn_jax.precision import at_least_float32
 
+StepValue = ClassValue | PCNValue
 Gradients = tuple[ClassValue, chex.ArrayTree]
 ModelState = dict[str, Any]
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from pcn_jax.balanced import pcn_value_and_grad
+from pcn_jax.balanced import PCNValue, pcn_value_and_grad
 from pcn_jax.class_gradients import (
     ClassValue,
     ClassValueAndGrad,
@@ -22,12 +22,20 @@ from pcn_jax.class_gradients import (
     per_class_value_and_grad,
 )
 from pcn_jax.dynamics import class_means
+from pcn_jax.halves import split_halves
 from pcn_jax.known_labels import known_labels_value_and_grad
 from pcn_jax.samplers import Sampler
 from pcn_jax.training.algorithms import Algorithm
 from pcn_jax.training.config import TrainConfig
-from pcn_jax.training.problem import Examples, Gradients, ModelState, Problem
+from pcn_jax.training.problem import (
+    Examples,
+    Gradients,
+    ModelState,
+    Problem,
+    StepValue,
+)
 from pcn_jax.transforms import sum_over_classes
+from pcn_jax.weights import StatefulClassWeights
 
 
 class TrainState(NamedTuple):
@@ -40,6 +48,7 @@ class TrainState(NamedTuple):
       model_state: The model's other collections, such as `batch_stats`.
       opt_state: State of the chain of gradient transformations.
       reference: Class gradients of all the training data, for PCNSGD+R; else `()`.
+      weights_state: State of class weights that have one; else `()`.
     """
 
     step: jax.Array
@@ -48,6 +57,7 @@ class TrainState(NamedTuple):
     model_state: ModelState
     opt_state: optax.OptState
     reference: chex.ArrayTree
+    weights_state: Any = ()
 
 
 class Steps(NamedTuple):
@@ -55,10 +65,10 @@ class Steps(NamedTuple):
 
     Attributes:
       init: From a seed to the first `TrainState`.
-      gradients: From a state and the training data to the `ClassValue` and the stacked
+      gradients: From a state and the training data to the value and the stacked
         gradients of the step's batch: one row a class, or a single one of all classes.
       class_gradients: The same, always with one row a class.
-      apply: From a state, the `ClassValue` and the gradients to the update of the
+      apply: From a state, the value and the gradients to the update of the
         parameters and the next state.
       refreshes_reference: Whether `apply` needs a fresh `state.reference`.
       traceable: Whether `gradients` may be put under `jax.jit` as a whole: not where it
@@ -66,10 +76,10 @@ class Steps(NamedTuple):
     """
 
     init: Callable[[jax.typing.ArrayLike], TrainState]
-    gradients: Callable[[TrainState, Examples], Gradients]
+    gradients: Callable[[TrainState, Examples], tuple[StepValue, chex.ArrayTree]]
     class_gradients: Callable[[TrainState, Examples], Gradients]
     apply: Callable[
-        [TrainState, ClassValue, chex.ArrayTree], tuple[chex.ArrayTree, TrainState]
+        [TrainState, StepValue, chex.ArrayTree], tuple[chex.ArrayTree, TrainState]
     ]
     refreshes_reference: bool
     traceable: bool
@@ -98,7 +108,7 @@ def make_steps(
       ValueError: By `init`, if a gradient of all the data is needed and the examples
         interact in the model.
     """
-    links = algorithm.links(config) if algorithm.links else []
+    links = algorithm.links(config, problem.num_classes) if algorithm.links else []
     weights = algorithm.weights(config) if algorithm.weights else None
     # All data are taken in micro-batches, and state comes from interacting examples.
     explicit = config.explicit_class_gradients or sampler is None or problem.has_state
@@ -110,8 +120,19 @@ def make_steps(
                 problem.losses, problem.num_classes, weights=weights, has_aux=True
             ),
         )
+    if algorithm.by_halves and sampler is None:
+        raise ValueError(
+            f"{algorithm.label} needs mini-batches: all the data have no noise that it "
+            "could leave out. Choose another sampler, or pcngd."
+        )
+    stateful = None
+    if balanced is not None and isinstance(weights, StatefulClassWeights):
+        stateful = weights
     per_class = per_class_value_and_grad(
         problem.losses, problem.num_classes, has_aux=True
+    )
+    per_half_class = per_class_value_and_grad(
+        _of_halves(problem.losses), 2 * problem.num_classes, has_aux=True
     )
     known_labels = None
     if sampler is not None and sampler.class_counts is not None:
@@ -148,6 +169,7 @@ def make_steps(
             model_state=model_state,
             opt_state=transformation.init(params),
             reference=rows if algorithm.needs_reference else (),
+            weights_state=stateful.init(problem.num_classes) if stateful else (),
         )
 
     def batch(
@@ -171,7 +193,16 @@ def make_steps(
             return per_class(state.params, inputs, labels, *_given(state))
         return known_labels(state.params, inputs, *_given(state))
 
-    def balanced_gradient(state: TrainState, train: Examples) -> Gradients:
+    def half_class_gradients(state: TrainState, train: Examples) -> Gradients:
+        assert sampler is not None
+        inputs, labels = batch(sampler, state, train)
+        return per_half_class(
+            state.params, inputs, split_halves(labels), *_given(state)
+        )
+
+    def balanced_gradient(
+        state: TrainState, train: Examples
+    ) -> tuple[PCNValue, chex.ArrayTree]:
         assert sampler is not None
         assert balanced is not None
         value, direction = balanced(
@@ -179,12 +210,12 @@ def make_steps(
             *batch(sampler, state, train),
             *_given(state),
             reference=state.reference if algorithm.needs_reference else None,
+            state=state.weights_state if stateful else None,
         )
-        of_classes = ClassValue(value.losses, value.counts, value.aux)
-        return of_classes, jax.tree.map(lambda g: g[None], direction)
+        return value, jax.tree.map(lambda g: g[None], direction)
 
     def apply(
-        state: TrainState, value: ClassValue, grads: chex.ArrayTree
+        state: TrainState, value: StepValue, grads: chex.ArrayTree
     ) -> tuple[chex.ArrayTree, TrainState]:
         updates, opt_state = transformation.update(
             grads,
@@ -198,9 +229,12 @@ def make_steps(
             params=optax.apply_updates(state.params, updates),
             model_state=value.aux if state.model_state else state.model_state,
             opt_state=opt_state,
+            weights_state=value.state if isinstance(value, PCNValue) else (),
         )
 
     gradients = class_gradients if algorithm.links else joint_gradients
+    if algorithm.by_halves:
+        gradients = half_class_gradients
     return Steps(
         init=init,
         gradients=gradients if balanced is None else balanced_gradient,
@@ -209,6 +243,17 @@ def make_steps(
         refreshes_reference=algorithm.needs_reference,
         traceable=sampler is not None or problem.passes_are_traceable,
     )
+
+
+def _of_halves(loss_fn: LossFn) -> LossFn:
+    """The same loss, given the halves of classes instead of their labels."""
+
+    def of_halves(
+        params: chex.ArrayTree, inputs: Any, halves: jax.Array, *args: Any
+    ) -> Any:
+        return loss_fn(params, inputs, halves // 2, *args)
+
+    return of_halves
 
 
 def _joint_value_and_grad(loss_fn: LossFn, num_classes: int) -> ClassValueAndGrad:

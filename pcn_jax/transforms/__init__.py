@@ -25,6 +25,7 @@ from pcn_jax.transforms.angle import scale_by_class_angle
 from pcn_jax.transforms.clipping import clip_by_class_norm
 from pcn_jax.transforms.frequency import scale_by_class_frequency
 from pcn_jax.transforms.norm import scale_by_class_norm
+from pcn_jax.transforms.smoothed import scale_by_smoothed_class_norm
 from pcn_jax.transforms.total import sum_over_classes
 
 __all__ = [
@@ -35,5 +36,6 @@ __all__ = [
     "scale_by_class_angle",
     "scale_by_class_frequency",
     "scale_by_class_norm",
+    "scale_by_smoothed_class_norm",
     "sum_over_classes",
 ]

@@ -24,7 +24,7 @@ def per_class(
         params: optax.Params | None = None,
         **extra: Any,
     ) -> tuple[optax.Updates, optax.EmptyState]:
-        _check_class_axis(name, updates, params)
+        check_class_axis(name, updates, params)
         result = transform(updates, **extra)
         return jax.tree.map(lambda x, g: x.astype(g.dtype), result, updates), state
 
@@ -47,9 +47,10 @@ def check_counts(name: str, class_counts: Any, norms: jax.Array) -> jax.Array:
     return jnp.asarray(class_counts).astype(norms.dtype)
 
 
-def _check_class_axis(
+def check_class_axis(
     name: str, updates: optax.Updates, params: optax.Params | None
 ) -> None:
+    """Refuses updates that are not class gradients of `params`."""
     if params is None:
         raise ValueError(
             f"{name} needs the parameters, to check that updates carry the class axis: "

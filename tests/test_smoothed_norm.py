@@ -1,0 +1,176 @@
+"""PCN by the smoothed norm from two halves of each class: in a chain, and fused."""
+
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import pcn_jax
+from pcn_jax import weights
+from pcn_jax.weights import ClassStatistics
+
+NUM_CLASSES = 4
+LABELS = np.array([0, 1, 0, 0, 2, 1, 0, 1, 0, -1, 0, 1])  # class 3 is absent
+
+
+def loss_fn(params: Any, inputs: Any, labels: Any) -> jax.Array:
+    logits = jnp.tanh(inputs @ params["w"]) @ params["v"]
+    each: jax.Array = optax.softmax_cross_entropy_with_integer_labels(
+        logits, jnp.maximum(labels, 0)
+    )
+    return each
+
+
+def batches(number: int, seed: int = 0) -> tuple[Any, list[Any]]:
+    rng = np.random.default_rng(seed)
+    params = {"w": rng.normal(size=(5, 6)), "v": rng.normal(size=(6, NUM_CLASSES))}
+    inputs = [rng.normal(size=(len(LABELS), 5)) for _ in range(number)]
+    return params, [(x, rng.permutation(LABELS)) for x in inputs]
+
+
+def of_halves(params: Any, inputs: Any, labels: Any) -> Any:
+    def half_loss(params: Any, inputs: Any, halves: Any) -> jax.Array:
+        return loss_fn(params, inputs, halves // 2)
+
+    gradients = pcn_jax.per_class_value_and_grad(half_loss, 2 * NUM_CLASSES)
+    return gradients(params, inputs, pcn_jax.split_halves(jnp.asarray(labels)))
+
+
+@pytest.mark.parametrize("path", ["fused", "masked"])
+def test_the_fused_path_gives_what_the_chain_gives_step_after_step(path: Any) -> None:
+    with jax.enable_x64(True):
+        params, given = batches(5)
+        rule = weights.inverse_smoothed_norm(0.05, decay=0.7)
+        fused = jax.jit(
+            pcn_jax.pcn_value_and_grad(loss_fn, NUM_CLASSES, weights=rule, path=path)
+        )
+        chain = optax.chain(
+            pcn_jax.scale_by_smoothed_class_norm(NUM_CLASSES, 0.05, decay=0.7),
+            pcn_jax.sum_over_classes(),
+        )
+        of_chain, state = chain.init(params), rule.init(NUM_CLASSES)
+        for inputs, labels in given:
+            value, direction = fused(params, inputs, labels, state=state)
+            halves, grads = of_halves(params, inputs, labels)
+            expected, of_chain = chain.update(
+                grads, of_chain, params, class_counts=halves.counts
+            )
+            chex.assert_trees_all_close(direction, expected, atol=1e-6, rtol=1e-6)
+            chex.assert_trees_all_close(value.state, of_chain[0], atol=1e-6, rtol=1e-5)
+            plain = pcn_jax.per_class_value_and_grad(loss_fn, NUM_CLASSES)
+            classes, class_grads = plain(params, inputs, labels)
+            np.testing.assert_allclose(value.losses, classes.losses, atol=1e-12)
+            assert value.counts.tolist() == classes.counts.tolist()
+            norms = pcn_jax.class_norms(class_grads)
+            np.testing.assert_allclose(value.norms, norms, atol=1e-7)
+            state = value.state
+        assert float(state.seen[0]) == pytest.approx(1 - 0.7**5)
+        assert state.seen[2] == state.seen[3] == 0  # one example, and none
+        assert not np.asarray(value.weights)[3]
+
+
+def test_the_estimate_has_no_bias_where_the_noisy_norm_is_far_too_long() -> None:
+    rng = np.random.default_rng(0)
+    truth, counts = rng.normal(size=20) / 10, (2, 3, 8, 17)
+    for count in counts:
+        noise = rng.normal(size=(20_000, count, 20))
+        examples = truth + noise  # class-mean gradients of single examples
+        halves = [examples[:, k::2].sum(axis=1) for k in (0, 1)]
+        sizes = jnp.array([-(-count // 2), count // 2])
+        found = jax.vmap(
+            lambda a, b, sizes=sizes, n=float(count): pcn_jax.halves.of_halves(
+                jnp.stack([jnp.linalg.norm(a), jnp.linalg.norm(b)]) / n,
+                sizes,
+                (a @ b)[None] / n**2,
+            )
+        )(*(jnp.asarray(half, jnp.float32) for half in halves))
+        estimates = np.asarray(found.squared_mean_norms)[:, 0]
+        error = estimates.std() / np.sqrt(len(estimates))
+        assert abs(estimates.mean() - truth @ truth) < 4 * error
+        noisy = np.square(np.asarray(found.norms)).mean()
+        assert noisy == pytest.approx(truth @ truth + 20 / count, rel=0.02)
+
+
+def test_without_noise_it_is_per_class_clipping() -> None:
+    params, [(inputs, labels)] = batches(1)
+    labels = np.sort(np.abs(labels))
+    inputs = inputs[labels]  # all examples of a class are the same
+    clipped, smoothed = (
+        pcn_jax.pcn_value_and_grad(loss_fn, NUM_CLASSES, weights=rule)
+        for rule in (
+            weights.inverse_clipped_norm(0.3),
+            weights.inverse_smoothed_norm(0.3),
+        )
+    )
+    _, expected = clipped(params, inputs, labels)
+    state = weights.inverse_smoothed_norm(0.3).init(NUM_CLASSES)
+    _, direction = smoothed(params, inputs, labels, state=state)
+    chex.assert_trees_all_close(direction, expected, rtol=1e-4)
+
+
+def test_a_class_of_one_example_is_taken_by_its_own_norm_and_an_absent_one_waits() -> (
+    None
+):
+    rule = weights.inverse_smoothed_norm(0.5, decay=0.9)
+    statistics = ClassStatistics(
+        norms=jnp.array([2.0, 0.0, 1.0]),
+        counts=jnp.array([1, 0, 3]),
+        squared_mean_norms=jnp.array([0.0, 0.0, -5.0]),
+    )
+    found, state = rule.update(statistics, rule.init(3))
+    # By 4 / 8, the noisy norm; nothing; and 4 / 3 / 0.5, the floor.
+    np.testing.assert_allclose(found, [0.5, 0, 8 / 3], rtol=1e-6)
+    assert state.seen.tolist() == [0, 0, pytest.approx(0.1)]
+    later = statistics._replace(counts=jnp.array([1, 0, 1]))
+    _, same = rule.update(later, state)
+    chex.assert_trees_all_equal(same, state)
+
+
+def test_halves_take_turns_within_a_class() -> None:
+    halves = pcn_jax.split_halves(jnp.asarray(LABELS))
+    assert (np.asarray(halves)[LABELS >= 0] // 2 == LABELS[LABELS >= 0]).all()
+    assert halves[LABELS < 0].tolist() == [-1]
+    for label in range(NUM_CLASSES):
+        a, b = ((np.asarray(halves) == 2 * label + k).sum() for k in (0, 1))
+        assert a - b in (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((0, 0.3), "num_classes"),
+        ((3, 0.0), r"min_norm must be positive, got 0\.0"),
+        ((3, -1.0), "min_norm must be positive"),
+    ],
+)
+def test_refuses_bad_options(arguments: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        pcn_jax.scale_by_smoothed_class_norm(*arguments)
+
+
+def test_refuses_bad_calls() -> None:
+    params, [(inputs, labels)] = batches(1)
+    rule = weights.inverse_smoothed_norm(0.3)
+    with pytest.raises(ValueError, match=r"decay must be in \[0, 1\), got 1"):
+        weights.inverse_smoothed_norm(0.3, decay=1)
+    fused = pcn_jax.pcn_value_and_grad(loss_fn, NUM_CLASSES, weights=rule)
+    with pytest.raises(ValueError, match=r"pass state=weights\.init"):
+        fused(params, inputs, labels)
+    state = rule.init(NUM_CLASSES)
+    with pytest.raises(ValueError, match="reference is for weights without"):
+        fused(params, inputs, labels, state=state, reference=params)
+    plain = pcn_jax.pcn_value_and_grad(loss_fn, NUM_CLASSES)
+    with pytest.raises(ValueError, match="these do not"):
+        plain(params, inputs, labels, state=state)
+    with pytest.raises(ValueError, match="needs the halves"):
+        rule.update(ClassStatistics(jnp.ones(4), jnp.ones(4)), state)
+    tx = pcn_jax.scale_by_smoothed_class_norm(NUM_CLASSES, 0.3)
+    _, grads = pcn_jax.per_class_value_and_grad(loss_fn, NUM_CLASSES)(
+        params, inputs, labels
+    )
+    with pytest.raises(ValueError, match="8 rows, got 4"):
+        tx.update(grads, tx.init(params), params, class_counts=np.ones(4))
