@@ -69,6 +69,15 @@ SETUPS: dict[str, DataConfig] = {
     "cifar100-lt": DataConfig(
         name="cifar100", profile="exponential", imbalance_factor=100.0, n_max=500
     ),
+    # Ours: two classes of digits, five labels each, 20 : 1, 300 to 15; no download.
+    "digits-halves": DataConfig(
+        name="digits",
+        groups=((0, 1, 2, 3, 4), (5, 6, 7, 8, 9)),
+        class_names=("0 to 4", "5 to 9"),
+        profile="geometric",
+        ratio=1 / 20,
+        n_max=60,
+    ),
     # Ours: the smallest real long tail, about 0.6 a class, and no download.
     "digits-lt": DataConfig(
         name="digits", profile="counts", counts=(120, 72, 43, 26, 16, 9, 6, 3, 2, 2)

@@ -10,7 +10,13 @@ from pcn_jax.training.config import OptimizerConfig, TrainConfig
 from pcn_jax.training.loop import make_train
 from pcn_jax.training.measure import Record, make_measure, measured_steps
 from pcn_jax.training.problem import Problem
-from pcn_jax.training.runs import finished_description, plain, read_run, write_run
+from pcn_jax.training.runs import (
+    environment,
+    finished_description,
+    plain,
+    read_run,
+    write_run,
+)
 from pcn_jax.training.step import Steps, TrainState, make_steps
 
 __all__ = [
@@ -24,6 +30,7 @@ __all__ = [
     "Steps",
     "TrainConfig",
     "TrainState",
+    "environment",
     "finished_description",
     "make_measure",
     "make_steps",

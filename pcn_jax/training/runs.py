@@ -50,7 +50,7 @@ def write_run(
     for name in (_RECORDS, _UNFINISHED):
         (folder / name).unlink(missing_ok=True)
     shutil.rmtree(folder / "tensorboard", ignore_errors=True)
-    run = {"description": plain(description), "ran_on": _environment()}
+    run = {"description": plain(description), "ran_on": environment()}
     (folder / _DESCRIPTION).write_text(json.dumps(run, indent=2) + "\n")
     with contextlib.ExitStack() as stack:
         lines = stack.enter_context(open(folder / _UNFINISHED, "w", encoding="utf-8"))
@@ -117,21 +117,30 @@ def plain(x: Any) -> Any:
     return str(x) if isinstance(x, Path) else x
 
 
-def _with_nan(x: Any) -> Any:
-    if isinstance(x, dict):
-        return {key: _with_nan(value) for key, value in x.items()}
-    if isinstance(x, list):
-        return [_with_nan(value) for value in x]
-    return math.nan if x is None else x
+def environment() -> dict[str, Any]:
+    """Versions and the device, to be kept with results.
 
+    Returns:
+      Names to strings.
 
-def _environment() -> dict[str, Any]:
+    Example:
+      >>> sorted(environment())[:3]
+      ['device', 'flax', 'jax']
+    """
     packages = ("pcn_jax", "jax", "jaxlib", "flax", "optax", "numpy")
     return {
         "python": platform.python_version(),
         **{package: importlib.metadata.version(package) for package in packages},
         "device": jax.devices()[0].device_kind,
     }
+
+
+def _with_nan(x: Any) -> Any:
+    if isinstance(x, dict):
+        return {key: _with_nan(value) for key, value in x.items()}
+    if isinstance(x, list):
+        return [_with_nan(value) for value in x]
+    return math.nan if x is None else x
 
 
 def _tensorboard(folder: Path, stack: contextlib.ExitStack) -> Callable[[Record], None]:

@@ -1,0 +1,95 @@
+"""C1: the minority gets worse first under GD and SGD, and not under PCNGD."""
+
+import functools
+
+from matplotlib.figure import Figure
+from tabulate import tabulate
+
+from experiments.claims.drawing import Panel, draw_panels
+from experiments.claims.finding import Effect, Finding, Size
+from experiments.claims.measures import (
+    drop_depth,
+    drop_length,
+    rare_loss,
+    rare_recall,
+    recall_lost,
+)
+from experiments.intervals import difference, interval
+from experiments.study import Study, binary, collect
+from pcn_jax.training import ALGORITHMS, AlgorithmName
+
+TITLE = (
+    "Under GD and SGD the minority's loss rises and its recall falls first; "
+    "under PCNGD they do not"
+)
+_TENTH = 0.1
+
+
+def find(size: Size) -> Finding:
+    """Measures the initial drop of every algorithm on the set-up with two classes.
+
+    Args:
+      size: Of the study.
+
+    Returns:
+      The finding.
+    """
+    study = collect(binary(size), size)
+    depths = {name: drop_depth(curves) for name, curves in study.items()}
+    effects = []
+    names: tuple[AlgorithmName, ...] = ("gd", "sgd")
+    for name in names:
+        rise = interval(depths[name])
+        lost = interval(recall_lost(study[name]))
+        label = ALGORITHMS[name].label
+        effects += [
+            Effect(f"{label}: the minority's loss rises by {rise}", rise.low > 0),
+            Effect(f"{label}: its recall falls by {lost} at most", lost.low > 0),
+        ]
+    rise = interval(depths["pcngd"])
+    less = difference(depths["pcngd"], depths["gd"])
+    effects += [
+        Effect(
+            f"PCNGD: it rises by {rise}, not a tenth of what it does under GD",
+            rise.high < _TENTH * depths["gd"].mean(),
+        ),
+        Effect(f"PCNGD's rise less GD's: {less}", less.high < 0),
+    ]
+    rows = [
+        [
+            ALGORITHMS[name].label,
+            f"{curves.learning_rate:g}",
+            interval(depths[name]),
+            interval(drop_length(curves)),
+            interval(recall_lost(curves)),
+        ]
+        for name, curves in study.items()
+    ]
+    head = ["", "learning rate", "rise of the loss", "steps", "recall lost"]
+    return Finding(
+        title=TITLE,
+        effects=effects,
+        table=tabulate(rows, head, tablefmt="github"),
+        draw=functools.partial(_draw, study),
+    )
+
+
+def _draw(study: Study) -> Figure:
+    steps = study["gd"].steps
+    start = float(rare_loss(study["gd"])[:, 0].mean())
+    return draw_panels(
+        [
+            Panel(
+                "training loss of the minority",
+                steps,
+                {name: rare_loss(curves) for name, curves in study.items()},
+                limits=(0, 3.5 * start),
+            ),
+            Panel(
+                "test recall of the minority",
+                steps,
+                {name: rare_recall(curves) for name, curves in study.items()},
+                limits=(0, 1.02),
+            ),
+        ]
+    )

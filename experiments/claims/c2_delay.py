@@ -1,0 +1,123 @@
+"""C2: the more imbalanced the classes, the later the minority is learned."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.figure import Figure
+from tabulate import tabulate
+
+from experiments.claims.finding import Effect, Finding, Size
+from experiments.claims.measures import rare_recall, steps_to
+from experiments.experiment import Experiment
+from experiments.figures import COLOURS, STYLE
+from experiments.intervals import Interval, difference, interval
+from experiments.study import Study, binary, collect
+from pcn_jax.training import ALGORITHMS, AlgorithmName
+
+TITLE = "Learning of the minority is delayed, and the delay grows with the imbalance"
+TARGET = 0.5
+RATIOS: dict[Size, tuple[int, ...]] = {
+    "fast": (1, 3, 10, 20),
+    "full": (1, 3, 7, 20, 50),
+}
+COMPARED: tuple[AlgorithmName, ...] = ("sgd", "sgd+o", "sgd+rw", "pcnsgd+split")
+
+
+class Delays(NamedTuple):
+    """Steps to the target recall, `[S, ratios]`, and the fitted power of each seed."""
+
+    steps: np.ndarray
+    powers: np.ndarray
+
+
+def find(size: Size) -> Finding:
+    """Trains at several imbalance ratios, all with the learning rates of one of them.
+
+    Args:
+      size: Of the study.
+
+    Returns:
+      The finding.
+    """
+    base, ratios = binary(size), RATIOS[size]
+    studies = {
+        ratio: collect(_at(base, ratio), size, algorithms=COMPARED, rates_of=base)
+        for ratio in ratios
+    }
+    delays = {name: _delays(studies, name) for name in COMPARED}
+    power = interval(delays["sgd"].powers)
+    effects = [
+        Effect(
+            f"SGD: steps to a minority recall of {TARGET} grow as the imbalance to "
+            f"the power {power}",
+            power.low > 0,
+        ),
+    ]
+    for name in COMPARED[1:]:
+        less = difference(delays[name].powers, delays["sgd"].powers)
+        label = ALGORITHMS[name].label
+        effects.append(Effect(f"{label}: power less SGD's {less}", less.high < 0))
+    rows = [
+        [
+            ALGORITHMS[name].label,
+            *(interval(of_ratio) for of_ratio in found.steps.T),
+            interval(found.powers),
+        ]
+        for name, found in delays.items()
+    ]
+    head = ["", *(f"{ratio} : 1" for ratio in ratios), "power"]
+    return Finding(
+        title=TITLE,
+        effects=effects,
+        table=tabulate(rows, head, tablefmt="github"),
+        draw=functools.partial(_draw, delays, ratios),
+        notes=f"Steps to a test recall of {TARGET} of the minority; one more than were "
+        "run where it was not reached, so that powers are then too small. Learning "
+        f"rates are those found on {base.name}.",
+    )
+
+
+def _at(base: Experiment, ratio: int) -> Experiment:
+    """The set-up with another imbalance, the majority being as large as before."""
+    return dataclasses.replace(
+        base,
+        name=f"{base.name}-{ratio}-to-1",
+        data=dataclasses.replace(base.data, ratio=1 / ratio),
+        train=dataclasses.replace(base.train, batch_size=_BATCH),
+    )
+
+
+_BATCH = 128
+
+
+def _delays(studies: Mapping[int, Study], name: AlgorithmName) -> Delays:
+    curves = [study[name] for study in studies.values()]
+    steps = np.stack(
+        [steps_to(one, TARGET, rare_recall(one)) for one in curves], axis=1
+    )
+    logs = np.log(np.maximum(steps, 1))
+    return Delays(steps, np.polyfit(np.log(list(studies)), logs.T, 1)[0])
+
+
+def _draw(delays: Mapping[AlgorithmName, Delays], ratios: tuple[int, ...]) -> Figure:
+    with plt.style.context(STYLE):
+        figure, axis = plt.subplots(figsize=(4.6, 2.8))
+        for name, found in delays.items():
+            power: Interval = interval(found.powers)
+            label = f"{ALGORITHMS[name].label}: power {power.mean:.2f}"
+            mean = np.exp(np.log(np.maximum(found.steps, 1)).mean(axis=0))
+            axis.plot(ratios, mean, "o-", color=COLOURS[name], label=label, ms=3)
+            for row in found.steps:
+                axis.plot(ratios, row, ".", color=COLOURS[name], ms=3, alpha=0.5)
+        axis.set_xscale("log")
+        axis.set_yscale("log")
+        axis.set_xticks(ratios, [f"{ratio}" for ratio in ratios], minor=False)
+        axis.minorticks_off()
+        axis.set_xlabel("imbalance, majority : minority")
+        axis.set_ylabel(f"steps to recall {TARGET}")
+        figure.legend(loc="outside right upper")
+    return figure

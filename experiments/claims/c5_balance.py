@@ -1,0 +1,103 @@
+"""C5: normalising alone does not balance learning under mini-batches; +O and +R do."""
+
+import functools
+
+import numpy as np
+from matplotlib.figure import Figure
+from tabulate import tabulate
+
+from experiments.claims.drawing import Panel, draw_panels
+from experiments.claims.finding import Effect, Finding, Size
+from experiments.claims.measures import (
+    class_gap,
+    over_log_steps,
+    rare_loss,
+    rare_recall,
+)
+from experiments.intervals import difference, interval
+from experiments.study import Study, binary, collect
+from pcn_jax.training import ALGORITHMS, AlgorithmName
+
+TITLE = "PCNSGD alone does not balance learning; PCNSGD+O and PCNSGD+R do"
+COMPARED: tuple[AlgorithmName, ...] = (
+    "sgd",
+    "pcnsgd",
+    "pcnsgd+o",
+    "pcnsgd+r",
+    "sgd+rw",
+)
+_BALANCED: tuple[AlgorithmName, ...] = ("pcnsgd+o", "pcnsgd+r")
+
+
+def find(size: Size) -> Finding:
+    """Compares the gap between the classes, over training and at its end.
+
+    Args:
+      size: Of the study.
+
+    Returns:
+      The finding.
+    """
+    study = collect(binary(size), size, algorithms=COMPARED)
+    gaps = {name: over_log_steps(np.abs(class_gap(c))) for name, c in study.items()}
+    losses = {name: over_log_steps(rare_loss(c)) for name, c in study.items()}
+    effects = []
+    for name in _BALANCED:
+        label = ALGORITHMS[name].label
+        less = difference(gaps[name], gaps["pcnsgd"])
+        lower = difference(losses[name], losses["pcnsgd"])
+        effects += [
+            Effect(f"{label}: gap in recall less PCNSGD's {less}", less.high < 0),
+            Effect(
+                f"{label}: minority's training loss less PCNSGD's {lower}",
+                lower.high < 0,
+            ),
+        ]
+    rows = [
+        [
+            ALGORITHMS[name].label,
+            f"{curves.learning_rate:g}",
+            interval(gaps[name]),
+            interval(losses[name]),
+            interval(np.abs(class_gap(curves))[:, -1]),
+            interval(rare_recall(curves)[:, -1]),
+        ]
+        for name, curves in study.items()
+    ]
+    head = [
+        "",
+        "learning rate",
+        "gap in recall",
+        "minority's training loss",
+        "gap at the end",
+        "minority recall at the end",
+    ]
+    return Finding(
+        title=TITLE,
+        effects=effects,
+        table=tabulate(rows, head, tablefmt="github"),
+        draw=functools.partial(_draw, study),
+        notes="Gap: test recall of the majority less that of the minority, without "
+        "sign; it and the loss are means over the log-spaced measurements.",
+    )
+
+
+def _draw(study: Study) -> Figure:
+    steps = study["sgd"].steps
+    start = float(rare_loss(study["sgd"])[:, 0].mean())
+    return draw_panels(
+        [
+            Panel(
+                "training loss of the minority",
+                steps,
+                {name: rare_loss(curves) for name, curves in study.items()},
+                limits=(0, 3.5 * start),
+            ),
+            Panel(
+                "gap in test recall",
+                steps,
+                {name: class_gap(curves) for name, curves in study.items()},
+                limits=(-1, 1),
+            ),
+        ]
+    )

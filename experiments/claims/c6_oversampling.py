@@ -1,0 +1,113 @@
+"""C6: oversampling helps plain SGD, too."""
+
+import functools
+
+import numpy as np
+from matplotlib.figure import Figure
+from tabulate import tabulate
+
+from experiments.claims.drawing import Panel, draw_panels
+from experiments.claims.finding import Effect, Finding, Size
+from experiments.claims.measures import (
+    drop_depth,
+    macro_recall,
+    over_log_steps,
+    rare_loss,
+    rare_recall,
+)
+from experiments.experiment import Experiment
+from experiments.intervals import difference, interval
+from experiments.study import Curves, Study, binary, collect
+from pcn_jax.training import ALGORITHMS, AlgorithmName
+
+TITLE = "Oversampling helps SGD for the same reason"
+COMPARED: tuple[AlgorithmName, ...] = ("sgd", "sgd+o", "sgd+rw")
+
+
+def find(size: Size) -> Finding:
+    """Compares SGD with and without oversampling.
+
+    At equally many steps, and at equally many examples of the minority: there the
+    oversampled run is stopped earlier, as it sees that many times more of them a step.
+
+    Args:
+      size: Of the study.
+
+    Returns:
+      The finding.
+    """
+    experiment = binary(size)
+    study = collect(experiment, size, algorithms=COMPARED)
+    sgd, over = study["sgd"], study["sgd+o"]
+    shallower = difference(drop_depth(over), drop_depth(sgd))
+    recalls = {name: over_log_steps(rare_recall(c)) for name, c in study.items()}
+    more = difference(recalls["sgd+o"], recalls["sgd"])
+    earlier = _seen_as_often(experiment, sgd)
+    at_equal_examples = difference(
+        _at(over, macro_recall(over), earlier), macro_recall(sgd)[:, -1]
+    )
+    effects = [
+        Effect(
+            f"Rise of the minority's loss less SGD's: {shallower}", shallower.high < 0
+        ),
+        Effect(f"Minority recall over training less SGD's: {more}", more.low > 0),
+    ]
+    rows = [
+        [
+            ALGORITHMS[name].label,
+            f"{curves.learning_rate:g}",
+            interval(drop_depth(curves)),
+            interval(recalls[name]),
+            interval(rare_recall(curves)[:, -1]),
+            interval(macro_recall(curves)[:, -1]),
+        ]
+        for name, curves in study.items()
+    ]
+    head = [
+        "",
+        "learning rate",
+        "rise of the loss",
+        "minority recall over training",
+        "at the end",
+        "macro recall at the end",
+    ]
+    return Finding(
+        title=TITLE,
+        effects=effects,
+        table=tabulate(rows, head, tablefmt="github"),
+        draw=functools.partial(_draw, study),
+        notes=f"SGD+O has seen as many examples of the minority after {earlier} steps "
+        f"as SGD at the end; its macro recall is then {at_equal_examples} above SGD's "
+        "at the end.",
+    )
+
+
+def _seen_as_often(experiment: Experiment, sgd: Curves) -> int:
+    """Steps of SGD+O with as many examples of the minority as SGD's whole run."""
+    share = sgd.class_counts.min() / sgd.class_counts.sum()
+    return int(sgd.steps[-1] * share * len(sgd.class_counts))
+
+
+def _at(curves: Curves, values: np.ndarray, step: int) -> np.ndarray:
+    """The measurement at or next after a step, `[S]`."""
+    found: np.ndarray = values[:, int(np.searchsorted(curves.steps, step))]
+    return found
+
+
+def _draw(study: Study) -> Figure:
+    steps = study["sgd"].steps
+    return draw_panels(
+        [
+            Panel(
+                "training loss of the minority",
+                steps,
+                {name: rare_loss(curves) for name, curves in study.items()},
+            ),
+            Panel(
+                "test recall of the minority",
+                steps,
+                {name: rare_recall(curves) for name, curves in study.items()},
+                limits=(0, 1.02),
+            ),
+        ]
+    )

@@ -1,0 +1,116 @@
+"""C7: on long-tailed data the PCN variants learn the rare classes sooner and better."""
+
+import functools
+
+from matplotlib.figure import Figure
+from tabulate import tabulate
+
+from experiments.claims.drawing import Panel, draw_panels
+from experiments.claims.finding import Effect, Finding, Size
+from experiments.claims.measures import (
+    macro_recall,
+    over_log_steps,
+    rare_recall,
+    steps_to,
+)
+from experiments.intervals import difference, factor, interval
+from experiments.study import Study, collect, many
+from pcn_jax.training import ALGORITHMS, AlgorithmName
+
+TITLE = (
+    "On long-tailed data of ten classes the PCN variants learn the rare classes sooner "
+    "and end with better macro recall"
+)
+COMPARED: tuple[AlgorithmName, ...] = (
+    "sgd",
+    "sgd+o",
+    "sgd+rw",
+    "pcnsgd",
+    "pcnsgd+o",
+    "pcnsgd+clip",
+    "pcnsgd+split",
+)
+_VARIANTS: tuple[AlgorithmName, ...] = (
+    "pcnsgd",
+    "pcnsgd+o",
+    "pcnsgd+clip",
+    "pcnsgd+split",
+)
+
+
+def find(size: Size) -> Finding:
+    """Compares all with SGD, and with re-weighting, which has no norms.
+
+    Args:
+      size: Of the study.
+
+    Returns:
+      The finding.
+    """
+    experiment = many(size)
+    target = experiment.target_recall
+    study = collect(experiment, size, algorithms=COMPARED)
+    steps = {name: steps_to(c, target, rare_recall(c)) for name, c in study.items()}
+    macro = {name: macro_recall(curves)[:, -1] for name, curves in study.items()}
+    effects = []
+    for name in _VARIANTS:
+        label = ALGORITHMS[name].label
+        sooner = factor(steps[name], steps["sgd"])
+        better = difference(macro[name], macro["sgd"])
+        effects += [
+            Effect(
+                f"{label}: steps to a minority recall of {target:g}, times SGD's: "
+                f"{sooner}",
+                sooner.high < 1,
+            ),
+            Effect(
+                f"{label}: macro recall at the end less SGD's: {better}",
+                better.low > 0,
+            ),
+        ]
+    rows = [
+        [
+            ALGORITHMS[name].label,
+            f"{curves.learning_rate:g}",
+            interval(steps[name]),
+            interval(over_log_steps(macro_recall(curves))),
+            interval(macro[name]),
+            interval(rare_recall(curves)[:, -1]),
+            difference(macro[name], macro["sgd+rw"]),
+        ]
+        for name, curves in study.items()
+    ]
+    head = [
+        "",
+        "learning rate",
+        f"steps to {target:g}",
+        "macro recall over training",
+        "macro recall at the end",
+        "minority recall at the end",
+        "macro recall less SGD+RW's",
+    ]
+    return Finding(
+        title=TITLE,
+        effects=effects,
+        table=tabulate(rows, head, tablefmt="github"),
+        draw=functools.partial(_draw, study),
+        notes="The minority is the rarest third of the classes.",
+    )
+
+
+def _draw(study: Study) -> Figure:
+    steps = study["sgd"].steps
+    return draw_panels(
+        [
+            Panel(
+                "macro recall, test",
+                steps,
+                {name: macro_recall(curves) for name, curves in study.items()},
+            ),
+            Panel(
+                "recall of the minority, test",
+                steps,
+                {name: rare_recall(curves) for name, curves in study.items()},
+            ),
+        ]
+    )

@@ -1,0 +1,117 @@
+"""C8: the effects do not depend on the architecture."""
+
+import functools
+from collections.abc import Mapping
+
+import numpy as np
+from matplotlib.figure import Figure
+from tabulate import tabulate
+
+from experiments.claims.drawing import Panel, draw_panels
+from experiments.claims.finding import Effect, Finding, Size
+from experiments.claims.measures import (
+    class_gap,
+    drop_depth,
+    macro_recall,
+    over_log_steps,
+    rare_loss,
+    rare_recall,
+)
+from experiments.experiment import SETUPS
+from experiments.intervals import difference, interval
+from experiments.study import Study, collect
+from pcn_jax.training import ALGORITHMS, AlgorithmName
+
+TITLE = "All of it holds across architectures"
+NETS: dict[Size, dict[str, str]] = {
+    "fast": {"MLP": "digits-halves", "CNN": "digits-halves-cnn"},
+    "full": {"MLP": "automobile-truck-mlp", "CNN": "automobile-truck-cnn"},
+}
+COMPARED: tuple[AlgorithmName, ...] = (
+    "sgd",
+    "sgd+o",
+    "sgd+rw",
+    "pcnsgd",
+    "pcnsgd+o",
+    "pcnsgd+split",
+)
+
+
+def find(size: Size) -> Finding:
+    """Looks at the drop under SGD and at what balances, on each net.
+
+    Args:
+      size: Of the study.
+
+    Returns:
+      The finding.
+    """
+    studies = {
+        net: collect(SETUPS[name], size, algorithms=COMPARED)
+        for net, name in NETS[size].items()
+    }
+    effects, rows = [], []
+    for net, study in studies.items():
+        effects += _effects(net, study)
+        rows += [
+            [
+                net,
+                ALGORITHMS[name].label,
+                f"{curves.learning_rate:g}",
+                interval(drop_depth(curves)),
+                interval(over_log_steps(np.abs(class_gap(curves)))),
+                interval(macro_recall(curves)[:, -1]),
+            ]
+            for name, curves in study.items()
+        ]
+    head = [
+        "net",
+        "",
+        "learning rate",
+        "rise of the loss",
+        "gap in recall",
+        "macro recall at the end",
+    ]
+    return Finding(
+        title=TITLE,
+        effects=effects,
+        table=tabulate(rows, head, tablefmt="github"),
+        draw=functools.partial(_draw, studies),
+        notes="Not run: VGG16 and ResNet18 (they need an accelerator).",
+    )
+
+
+def _effects(net: str, study: Study) -> list[Effect]:
+    rise = interval(drop_depth(study["sgd"]))
+    balanced = difference(
+        over_log_steps(rare_loss(study["pcnsgd+o"])),
+        over_log_steps(rare_loss(study["pcnsgd"])),
+    )
+    over = difference(
+        over_log_steps(rare_recall(study["sgd+o"])),
+        over_log_steps(rare_recall(study["sgd"])),
+    )
+    return [
+        Effect(f"{net}: under SGD the minority's loss rises by {rise}", rise.low > 0),
+        Effect(
+            f"{net}: minority's training loss, PCNSGD+O less PCNSGD {balanced}",
+            balanced.high < 0,
+        ),
+        Effect(
+            f"{net}: minority recall over training, SGD+O less SGD {over}", over.low > 0
+        ),
+    ]
+
+
+def _draw(studies: Mapping[str, Study]) -> Figure:
+    return draw_panels(
+        [
+            Panel(
+                f"{net}: test recall of the minority",
+                study["sgd"].steps,
+                {name: rare_recall(curves) for name, curves in study.items()},
+                limits=(0, 1.02),
+            )
+            for net, study in studies.items()
+        ]
+    )

@@ -1,0 +1,78 @@
+"""Curves over steps, one colour an algorithm, as most claims draw them."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from experiments.figures import COLOURS, STYLE
+from pcn_jax.training import ALGORITHMS, AlgorithmName
+
+
+class Panel(NamedTuple):
+    """One plot over steps.
+
+    Attributes:
+      title: What it shows.
+      steps: `[T]`.
+      values: Of each algorithm, `[S, T]`.
+      log: Whether values are on a logarithmic axis.
+      limits: Of the values.
+    """
+
+    title: str
+    steps: np.ndarray
+    values: Mapping[AlgorithmName, np.ndarray]
+    log: bool = False
+    limits: tuple[float, float] | None = None
+
+
+def draw_panels(panels: Sequence[Panel]) -> Figure:
+    """Plots beside each other: the mean over seeds, and from least to largest.
+
+    Args:
+      panels: The plots, from left to right.
+
+    Returns:
+      The figure.
+    """
+    with plt.style.context(STYLE):
+        figure, axes = plt.subplots(
+            1, len(panels), figsize=(3.1 * len(panels) + 1.2, 2.6), squeeze=False
+        )
+        for axis, panel in zip(axes[0], panels, strict=True):
+            for algorithm, values in panel.values.items():
+                band(axis, panel.steps, values, algorithm)
+            axis.set_xscale("symlog", linthresh=1, linscale=0.3)
+            axis.set_xlim(0, panel.steps[-1])
+            axis.set_xticks([0, *(10**k for k in range(_decades(panel.steps) + 1))])
+            axis.set_title(panel.title, loc="left", fontweight="bold")
+            axis.set_xlabel("step")
+            if panel.log:
+                axis.set_yscale("log")
+            if panel.limits:
+                axis.set_ylim(*panel.limits)
+        handles = {
+            label: handle
+            for axis in axes[0]
+            for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
+        }
+        figure.legend(handles.values(), handles.keys(), loc="outside right upper")
+    return figure
+
+
+def band(
+    axis: Axes, x: np.ndarray, values: np.ndarray, algorithm: AlgorithmName
+) -> None:
+    """Draws the mean over seeds and the range of one algorithm, `[S, T]`."""
+    colour, label = COLOURS[algorithm], ALGORITHMS[algorithm].label
+    axis.plot(x, values.mean(axis=0), color=colour, label=label, linewidth=1.4)
+    low, high = values.min(axis=0), values.max(axis=0)
+    axis.fill_between(x, low, high, color=colour, alpha=0.12, linewidth=0)
+
+
+def _decades(steps: np.ndarray) -> int:
+    return int(np.log10(max(steps[-1], 1)))

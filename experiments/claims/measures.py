@@ -1,0 +1,70 @@
+"""Numbers of a run, one a seed, that several claims look at."""
+
+import numpy as np
+
+from experiments.study import Curves
+from experiments.summary import minority
+from pcn_jax import initial_drop, steps_to_reach
+
+
+def rare_loss(curves: Curves) -> np.ndarray:
+    """Training loss of the minority, `[S, T]`."""
+    rare: np.ndarray = curves.train_loss[:, :, minority(curves.class_counts)]
+    mean: np.ndarray = rare.mean(axis=2)
+    return mean
+
+
+def rare_recall(curves: Curves) -> np.ndarray:
+    """Test recall of the minority, `[S, T]`."""
+    rare: np.ndarray = curves.test_recall[:, :, minority(curves.class_counts)]
+    mean: np.ndarray = rare.mean(axis=2)
+    return mean
+
+
+def macro_recall(curves: Curves) -> np.ndarray:
+    """Test recall, each class counting the same, `[S, T]`."""
+    mean: np.ndarray = curves.test_recall.mean(axis=2)
+    return mean
+
+
+def drop_depth(curves: Curves) -> np.ndarray:
+    """How far the minority's training loss rises before it is learned, `[S]`."""
+    return _drops(curves)[:, 0]
+
+
+def drop_length(curves: Curves) -> np.ndarray:
+    """Steps until it is back; at least one more than were run if it is not, `[S]`."""
+    lengths = _drops(curves)[:, 1]
+    return np.where(np.isfinite(lengths), lengths, curves.steps[-1] + 1)
+
+
+def _drops(curves: Curves) -> np.ndarray:
+    drops = [initial_drop(curves.steps, loss, best=0.0) for loss in rare_loss(curves)]
+    return np.array(drops)
+
+
+def recall_lost(curves: Curves) -> np.ndarray:
+    """How far the minority's test recall falls below its start at most, `[S]`."""
+    recall = rare_recall(curves)
+    lost: np.ndarray = recall[:, 0] - recall.min(axis=1)
+    return lost
+
+
+def steps_to(curves: Curves, target: float, recall: np.ndarray) -> np.ndarray:
+    """Steps to a recall; one more than were run where it is not reached, `[S]`."""
+    found = [steps_to_reach(curves.steps, of_seed, target) for of_seed in recall]
+    steps: np.ndarray = np.minimum(found, curves.steps[-1] + 1)
+    return steps
+
+
+def over_log_steps(values: np.ndarray) -> np.ndarray:
+    """Mean over the log-spaced measurements after the start, `[S, T]` to `[S]`."""
+    mean: np.ndarray = values[:, 1:].mean(axis=1)
+    return mean
+
+
+def class_gap(curves: Curves) -> np.ndarray:
+    """Test recall of the most frequent class less that of the minority, `[S, T]`."""
+    largest = int(np.argmax(curves.class_counts))
+    gap: np.ndarray = curves.test_recall[:, :, largest] - rare_recall(curves)
+    return gap

@@ -1,0 +1,95 @@
+"""Means over seeds, and paired differences, with bootstrap intervals."""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from scipy import stats
+
+
+class Interval(NamedTuple):
+    """A mean over seeds and its 95 % interval, by bootstrap.
+
+    With five seeds the interval is too narrow: it covers about 85 % rather than 95 %.
+
+    Attributes:
+      mean: The mean.
+      low: Lower end.
+      high: Upper end.
+    """
+
+    mean: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        """Three numbers in as many digits as say something."""
+        return f"{_short(self.mean)} [{_short(self.low)}, {_short(self.high)}]"
+
+
+def interval(values: Sequence[float] | np.ndarray) -> Interval:
+    """The mean of values, one a seed.
+
+    Args:
+      values: Of each seed, `[S]`; finite.
+
+    Returns:
+      An `Interval`, by the percentiles of 9,999 resamplings from a fixed seed.
+
+    Example:
+      >>> interval([0.25, 0.25, 0.25])
+      Interval(mean=0.25, low=0.25, high=0.25)
+    """
+    values = np.asarray(values, np.float64)
+    mean = float(values.mean())
+    if len(values) < 2 or np.ptp(values) == 0:
+        return Interval(mean, mean, mean)
+    found = stats.bootstrap(
+        (values,), np.mean, method="percentile", rng=np.random.default_rng(0)
+    ).confidence_interval
+    return Interval(mean, float(found.low), float(found.high))
+
+
+def difference(
+    ours: Sequence[float] | np.ndarray, theirs: Sequence[float] | np.ndarray
+) -> Interval:
+    """The mean of paired differences: both of a pair start alike and see the same data.
+
+    Args:
+      ours: Of each seed, `[S]`.
+      theirs: Of the same seeds, `[S]`.
+
+    Returns:
+      An `Interval` of `ours − theirs`.
+
+    Example:
+      >>> difference([2.0, 3.0], [1.0, 2.0]).mean
+      1.0
+    """
+    return interval(np.asarray(ours, np.float64) - np.asarray(theirs, np.float64))
+
+
+def factor(
+    ours: Sequence[float] | np.ndarray, theirs: Sequence[float] | np.ndarray
+) -> Interval:
+    """The geometric mean of paired ratios.
+
+    Args:
+      ours: Of each seed, `[S]`; positive.
+      theirs: Of the same seeds, `[S]`; positive.
+
+    Returns:
+      An `Interval` of `ours / theirs`.
+
+    Example:
+      >>> round(factor([2.0, 8.0], [1.0, 1.0]).mean, 6)
+      4.0
+    """
+    return Interval(*map(math.exp, difference(np.log(ours), np.log(theirs))))
+
+
+def _short(value: float) -> str:
+    if value == 0 or 1e-3 <= abs(value) < 1e3:
+        return f"{value:.3g}"
+    return f"{value:.0f}" if abs(value) < 1e5 and abs(value) >= 1e3 else f"{value:.1e}"

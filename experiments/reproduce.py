@@ -1,0 +1,175 @@
+"""Reproduces the claims: trains what is missing, measures, and says what was found.
+
+    python -m experiments.reproduce                        # all, at full size
+    python -m experiments.reproduce --claims C4 C5
+    python -m experiments.reproduce --size fast --check   # minutes; fails if a claim does
+
+At full size RESULTS.md is written, with a figure a claim in docs/results. Runs that are
+kept in results/ are not run again. Those that are missing need CIFAR-10: see
+`python -m pcn_jax.data`, and set TFDS_DATA_DIR if it is not in its usual place.
+"""
+
+import datetime
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import matplotlib
+
+matplotlib.use("Agg")  # figures are files; no display is needed
+
+import matplotlib.pyplot as plt
+import tyro
+
+from experiments.claims import (
+    c1_initial_drop,
+    c2_delay,
+    c3_rising_steps,
+    c4_directional_noise,
+    c5_balance,
+    c6_oversampling,
+    c7_long_tail,
+    c8_architectures,
+    c9_end_of_training,
+    c10_smoothed_norm,
+    theory,
+)
+from experiments.claims.finding import Finding, Size
+from experiments.study import commit
+
+Claim = Literal["theory", "C1", "C2", "C3", "C4", "C5", "C6", "C7", "C8", "C9", "C10"]
+CLAIMS: dict[Claim, Callable[[Size], Finding]] = {
+    "theory": theory.find,
+    "C1": c1_initial_drop.find,
+    "C2": c2_delay.find,
+    "C3": c3_rising_steps.find,
+    "C4": c4_directional_noise.find,
+    "C5": c5_balance.find,
+    "C6": c6_oversampling.find,
+    "C7": c7_long_tail.find,
+    "C8": c8_architectures.find,
+    "C9": c9_end_of_training.find,
+    "C10": c10_smoothed_norm.find,
+}
+RESULTS = Path("RESULTS.md")
+FIGURES = Path("docs/results")
+_HEAD = """# Results
+
+What came of each claim of [the paper](https://arxiv.org/abs/2207.00391) (C1 to C8) and
+of two of our own (C9, C10). Made by `make reproduce`; every number is that of a run kept
+in [results/](results), and every run goes through the same loop. In brackets: 95 %
+intervals over five seeds, by bootstrap; comparisons are paired, since the runs of a seed
+start from the same parameters and see the same data. Recalls are of test data at the last
+step unless said otherwise. Learning rates come from one grid for all methods, chosen on
+validation data with other seeds, and are kept in
+[experiments/learning_rates](experiments/learning_rates). A claim *holds* if everything
+that is listed under it was seen, each with its whole interval; it *holds in part* if some
+was.
+"""
+
+
+@dataclass(frozen=True)
+class Config:
+    """Which claims, and how large."""
+
+    claims: tuple[Claim, ...] = tuple(CLAIMS)
+    """Claims to look at."""
+
+    size: Size = "full"
+    """fast: digits, in minutes; full: CIFAR-10, in hours."""
+
+    check: bool = False
+    """End with an error if a claim does not hold in full."""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs the command line.
+
+    Args:
+      arguments: Instead of those of the process.
+    """
+    config = tyro.cli(Config, description=__doc__, args=arguments)
+    failed = []
+    for claim in config.claims:
+        try:
+            finding = CLAIMS[claim](config.size)
+        except (ValueError, FileNotFoundError) as error:
+            sys.exit(f"error: {claim}: {error}")
+        print(f"\n{claim}: {finding.title}: {finding.verdict}", flush=True)
+        for effect in finding.effects:
+            print(f"  [{'x' if effect.seen else ' '}] {effect.statement}")
+        print(f"\n{finding.table}\n", flush=True)
+        if finding.verdict != "holds":
+            failed.append(claim)
+        if config.size == "full":
+            _keep(claim, finding)
+    if config.size == "full":
+        RESULTS.write_text(results(), encoding="utf-8")
+    if config.check and failed:
+        sys.exit(f"error: not all was seen of {', '.join(failed)}: see above.")
+
+
+def results() -> str:
+    """RESULTS.md, from what is kept of each claim."""
+    kept = {
+        claim: json.loads(path.read_text(encoding="utf-8"))
+        for claim in CLAIMS
+        if (path := FIGURES / f"{claim}.json").exists()
+    }
+    parts = [_HEAD, _overview(kept), *(_section(*item) for item in kept.items())]
+    return "\n".join(parts)
+
+
+def _overview(kept: dict[Claim, dict[str, Any]]) -> str:
+    lines = ["| claim | | verdict |", "| --- | --- | --- |"]
+    for claim in CLAIMS:
+        found = kept.get(claim)
+        title, verdict = (
+            (found["title"], found["verdict"]) if found else ("", "not run")
+        )
+        link = f"[{claim}](#{claim.lower()})" if found else claim
+        lines.append(f"| {link} | {title} | {verdict} |")
+    return "\n".join(lines) + "\n"
+
+
+def _section(claim: Claim, found: dict[str, Any]) -> str:
+    seen = (
+        f"- {'seen' if effect['seen'] else '**not seen**'}: {effect['statement']}."
+        for effect in found["effects"]
+    )
+    parts = [
+        f"## {claim}",
+        f"{found['title']}: **{found['verdict']}**.",
+        f"![{found['title']}]({FIGURES}/{claim}.png)",
+        "\n".join(seen),
+        found["table"],
+        found["notes"],
+        f"`{found['command']}`, {found['date']}, at {found['commit']}.",
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _keep(claim: Claim, finding: Finding) -> None:
+    FIGURES.mkdir(parents=True, exist_ok=True)
+    figure = finding.draw()
+    figure.savefig(FIGURES / f"{claim}.png", dpi=130)
+    plt.close(figure)
+    kept = {
+        "title": finding.title,
+        "verdict": finding.verdict,
+        "effects": [effect._asdict() for effect in finding.effects],
+        "table": finding.table,
+        "notes": finding.notes,
+        "command": f"python -m experiments.reproduce --claims {claim}",
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "commit": commit(),
+    }
+    path = FIGURES / f"{claim}.json"
+    path.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
