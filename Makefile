@@ -3,12 +3,12 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test lint types unit format docs benchmarks clean
+.PHONY: demo test lint types unit effects format docs notebooks reproduce benchmarks clean
 
 demo: $(VENV)/installed ## The main job: every algorithm on long-tailed digits.
 	$(BIN)/python -m experiments.train digits-lt --overwrite
 
-test: lint types unit ## Everything that CI runs.
+test: lint types unit effects ## Everything that CI runs.
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
@@ -20,6 +20,10 @@ types: $(VENV)/installed
 unit: $(VENV)/installed
 	$(BIN)/pytest --numprocesses 2 --cov --cov-report term
 
+effects: $(VENV)/installed ## Every claim at fast size, trained anew; fails if an effect vanished.
+	rm -rf runs/reproduce
+	$(BIN)/python -m experiments.reproduce --size fast --check
+
 format: $(VENV)/installed ## Formats the code and mends what can be mended.
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -27,6 +31,16 @@ format: $(VENV)/installed ## Formats the code and mends what can be mended.
 docs: demo ## Renews the figures and the table of the README from the demo's runs.
 	mkdir -p docs/digits-lt
 	cp runs/digits-lt/*.png runs/digits-lt/table.md docs/digits-lt/
+
+notebooks: $(VENV)/installed ## Runs every notebook and renders it into docs/.
+	rm -rf $(patsubst notebooks/%.ipynb,docs/%,$(wildcard notebooks/*.ipynb))
+	JAX_PLATFORMS=cpu $(BIN)/jupyter nbconvert --to markdown --execute \
+		--CoalesceStreamsPreprocessor.enabled=True \
+		--output-dir docs --NbConvertApp.output_files_dir='{notebook_name}' \
+		notebooks/*.ipynb
+
+reproduce: $(VENV)/installed ## Every claim, into RESULTS.md; one alone: make reproduce CLAIM=C4.
+	$(BIN)/python -m experiments.reproduce $(if $(CLAIM),--claims $(CLAIM)) $(if $(SIZE),--size $(SIZE))
 
 benchmarks: $(VENV)/installed ## Measures everything again, beside PyTorch: an hour.
 	$(BIN)/python -m benchmarks.gradients --fresh

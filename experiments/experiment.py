@@ -187,19 +187,23 @@ SETUPS: dict[str, Experiment] = {
         name="automobile-truck-cnn",
         data=DATA_SETUPS["automobile-truck"],
         model=ModelConfig(name="cnn"),
-        train=TrainConfig(steps=1000, batch_size=128, measurements_per_decade=5),
+        train=TrainConfig(steps=500, batch_size=128, measurements_per_decade=5),
     ),
     "automobile-truck-mlp": Experiment(
         name="automobile-truck-mlp",
         data=DATA_SETUPS["automobile-truck"],
         model=ModelConfig(name="mlp", features=(32, 32)),
-        train=TrainConfig(steps=2000, batch_size=128, reference_every=10),
+        train=TrainConfig(
+            steps=1000, batch_size=128, reference_every=10, measurements_per_decade=6
+        ),
     ),
     "cifar10-multi-mlp": Experiment(
         name="cifar10-multi-mlp",
         data=DATA_SETUPS["cifar10-multi"],
         model=ModelConfig(name="mlp", features=(32, 32)),
-        train=TrainConfig(steps=1000, batch_size=1000, reference_every=10),
+        train=TrainConfig(
+            steps=1000, batch_size=1000, reference_every=10, measurements_per_decade=6
+        ),
         target_recall=0.2,
     ),
     "animals-vehicles": _image_setup("animals-vehicles", batch_size=1000, steps=2000),

@@ -2,7 +2,7 @@
 
     python -m experiments.reproduce                        # all, at full size
     python -m experiments.reproduce --claims C4 C5
-    python -m experiments.reproduce --size fast --check   # minutes; fails if a claim does
+    python -m experiments.reproduce --size fast --check    # minutes; may fail
 
 At full size RESULTS.md is written, with a figure a claim in docs/results. Runs that are
 kept in results/ are not run again. Those that are missing need CIFAR-10: see
@@ -58,16 +58,16 @@ RESULTS = Path("RESULTS.md")
 FIGURES = Path("docs/results")
 _HEAD = """# Results
 
-What came of each claim of [the paper](https://arxiv.org/abs/2207.00391) (C1 to C8) and
-of two of our own (C9, C10). Made by `make reproduce`; every number is that of a run kept
-in [results/](results), and every run goes through the same loop. In brackets: 95 %
-intervals over five seeds, by bootstrap; comparisons are paired, since the runs of a seed
-start from the same parameters and see the same data. Recalls are of test data at the last
-step unless said otherwise. Learning rates come from one grid for all methods, chosen on
-validation data with other seeds, and are kept in
-[experiments/learning_rates](experiments/learning_rates). A claim *holds* if everything
-that is listed under it was seen, each with its whole interval; it *holds in part* if some
-was.
+What came of each claim of [the paper](https://arxiv.org/abs/2207.00391) (C1 to C8)
+and of two of our own (C9, C10). Made by `make reproduce`; every number is that of a
+run kept in [results/](results), and every run goes through the same loop. In
+brackets: 95 % intervals over five seeds, by bootstrap; comparisons are paired, since
+the runs of a seed start from the same parameters and see the same data. Recalls are
+of test data at the last step unless said otherwise. Learning rates come from one grid
+for all methods, chosen on validation data with other seeds, and are kept in
+[experiments/learning_rates](experiments/learning_rates). A claim *holds* if
+everything that is listed under it was seen, each with its whole interval; it *holds
+in part* if some was.
 """
 
 

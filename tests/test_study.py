@@ -1,0 +1,124 @@
+"""The study: runs that are kept, intervals, noise from a Gramian, what is written."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from experiments import reproduce, study
+from experiments.claims.finding import Effect, Finding
+from experiments.experiment import SETUPS, Experiment
+from experiments.intervals import difference, factor, interval
+from experiments.noise import of_batches
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setitem(study.FOLDERS, "fast", tmp_path)
+    return tmp_path
+
+
+def short(**changes: object) -> Experiment:
+    setup = SETUPS["digits-halves"]
+    few = dataclasses.replace(setup.train, steps=2)
+    options = {"train": few, "learning_rate": 0.1, "seeds": (0, 1), **changes}
+    return dataclasses.replace(setup, **options)  # type: ignore[arg-type]
+
+
+def test_runs_are_kept_and_not_run_again(folder: Path) -> None:
+    first = study.collect(short(), "fast", algorithms=["pcnsgd"])["pcnsgd"]
+    path = folder / "digits-halves" / "pcnsgd.json"
+    kept = json.loads(path.read_text())
+    assert kept["commit"]
+    assert kept["date"]
+    assert kept["ran_on"]["jax"]
+    assert first.steps.tolist() == [0, 1, 2]
+    assert first.train_loss.shape == first.margins.shape == (2, 3, 2)
+    assert first.class_counts.tolist() == [300, 15]
+    cosine = first.margins[:, :, 0] - 1
+    assert ((cosine >= -1) & (cosine <= 1)).all()
+    written = path.stat().st_mtime_ns
+    again = study.collect(short(), "fast", algorithms=["pcnsgd"])["pcnsgd"]
+    assert path.stat().st_mtime_ns == written
+    np.testing.assert_array_equal(again.train_loss, first.train_loss)
+    more = study.collect(short(seeds=(0, 1, 2)), "fast", algorithms=["pcnsgd"])
+    np.testing.assert_array_equal(more["pcnsgd"].train_loss[:2], first.train_loss)
+    other = study.collect(short(learning_rate=0.2), "fast", algorithms=["pcnsgd"])
+    assert (other["pcnsgd"].train_loss[:, 1] != first.train_loss[:, 1]).any()
+    assert set(json.loads(path.read_text())["seeds"]) == {"0", "1"}
+
+
+def test_intervals_hold_the_mean_and_pairs_cancel_what_they_share() -> None:
+    found = interval([1.0, 2.0, 3.0, 4.0])
+    assert found.low < found.mean == 2.5 < found.high
+    shared = np.array([5.0, 50.0, 500.0])
+    assert difference(shared + 1, shared) == pytest.approx((1, 1, 1))
+    assert factor(3 * shared, shared) == pytest.approx((3, 3, 3))
+    assert str(interval([2.0])) == "2 [2, 2]"
+
+
+def test_noise_from_a_gramian_is_that_of_gradients() -> None:
+    rng = np.random.default_rng(1)
+    gradients = 0.2 + rng.normal(size=(200, 30))
+    true = gradients.mean(axis=0)
+    drawn = np.argsort(rng.random((4000, 200)), axis=1)[:, :8]
+    batches = gradients[drawn].mean(axis=1)
+    lengths = np.linalg.norm(batches, axis=1) * np.linalg.norm(true)
+    halves = [gradients[drawn[:, k::2]].mean(axis=1) for k in (0, 1)]
+    products = (halves[0] * halves[1]).sum(axis=1) / (true @ true)
+    alignment, predicted, noisy, split, split_spread, pairs_spread = of_batches(
+        gradients @ gradients.T, 8
+    )
+    assert alignment == pytest.approx((batches @ true / lengths).mean(), abs=0.01)
+    assert predicted == pytest.approx(alignment, abs=0.03)
+    squares = (batches**2).sum(axis=1) / (true @ true)
+    assert noisy == pytest.approx(squares.mean(), rel=0.03)
+    # Without replacement the halves share no example, which costs 1 / (n - 1).
+    own = np.mean((gradients**2).sum(axis=1)) / (true @ true)
+    assert split == pytest.approx((200 - own) / 199, abs=0.1)
+    assert split_spread == pytest.approx(products.std(), rel=0.1)
+    assert pairs_spread < 0.9 * split_spread
+
+
+def found(*seen: bool) -> Finding:
+    effects = [Effect(f"effect {k}", one) for k, one in enumerate(seen)]
+    return Finding("A claim", effects, "| table |", Figure, "A note.")
+
+
+def test_verdicts() -> None:
+    assert found(True, True).verdict == "holds"
+    assert found(True, False).verdict == "holds in part"
+    assert found(False).verdict == "does not hold"
+
+
+def test_a_check_fails_with_the_claims_that_do(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(reproduce.CLAIMS, "C1", lambda size: found(True))
+    monkeypatch.setitem(reproduce.CLAIMS, "C2", lambda size: found(True, False))
+    words = ["--size", "fast", "--check", "--claims"]
+    reproduce.main([*words, "C1"])
+    with pytest.raises(SystemExit, match="not all was seen of C2"):
+        reproduce.main([*words, "C1", "C2"])
+    assert "[ ] effect 1" in capsys.readouterr().out
+
+
+def test_results_say_what_was_found_and_what_was_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(reproduce.CLAIMS, "C2", lambda size: found(True, False))
+    reproduce.main(["--claims", "C2"])
+    text = Path("RESULTS.md").read_text(encoding="utf-8")
+    assert "| [C2](#c2) | A claim | holds in part |" in text
+    assert "| C1 |  | not run |" in text
+    assert "- **not seen**: effect 1." in text
+    assert Path("docs/results/C2.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_results_in_the_repository_are_what_is_written() -> None:
+    path = Path(reproduce.__file__).parent.parent / "RESULTS.md"
+    assert path.read_text(encoding="utf-8") == reproduce.results()
