@@ -37,6 +37,7 @@ class Noise(NamedTuple):
       predicted: What follows from the noise of single examples (see `measure_noise`).
       noisy: Mean of the squared norm of the batch's gradient over the true one.
       split: Mean of the product of two halves over the same; NaN for one example.
+      expected: Mean over all pairs of different examples of the class, over the same.
       split_spread: Standard deviation of that over batches.
       pairs_spread: The same of the mean over *all* pairs of examples.
     """
@@ -49,6 +50,7 @@ class Noise(NamedTuple):
     predicted: float
     noisy: float
     split: float
+    expected: float
     split_spread: float
     pairs_spread: float
 
@@ -134,7 +136,7 @@ def class_gramian(problem: Problem, params: chex.ArrayTree, label: int) -> np.nd
 
 
 def of_batches(gramian: np.ndarray, batch: int) -> tuple[float, ...]:
-    """Draws batches of a class from its Gramian; the last six fields of `Noise`.
+    """Draws batches of a class from its Gramian; the last seven fields of `Noise`.
 
     Args:
       gramian: Inner products of the gradients of its `n` examples, `[n, n]`.
@@ -145,7 +147,7 @@ def of_batches(gramian: np.ndarray, batch: int) -> tuple[float, ...]:
 
     Example:
       >>> of_batches(np.ones((4, 4)), 2)
-      (1.0, 1.0, 1.0, 1.0, 0.0, 0.0)
+      (1.0, 1.0, 1.0, 1.0, 1.0, 0.0, 0.0)
     """
     rng = np.random.default_rng(0)
     n = len(gramian)
@@ -154,7 +156,8 @@ def of_batches(gramian: np.ndarray, batch: int) -> tuple[float, ...]:
     blocks = gramian[drawn[:, :, None], drawn[:, None, :]]
     squares = blocks.mean(axis=(1, 2))
     alignment = along[drawn].mean(axis=1) / np.sqrt(squares * true)
-    noise = (np.diagonal(gramian).mean() - true) / batch * (n - batch) / (n - 1)
+    single = np.diagonal(gramian).mean()
+    noise = (single - true) / batch * (n - batch) / (n - 1)
     split = pairs = np.full(1, np.nan)
     if batch > 1:
         split = blocks[:, 0::2, 1::2].mean(axis=(1, 2))
@@ -167,6 +170,7 @@ def of_batches(gramian: np.ndarray, batch: int) -> tuple[float, ...]:
             1 / np.sqrt(1 + noise / true),
             squares.mean() / true,
             split.mean() / true,
+            (n * true - single) / (n - 1) / true,
             split.std() / true,
             pairs.std() / true,
         )

@@ -69,16 +69,18 @@ def test_noise_from_a_gramian_is_that_of_gradients() -> None:
     lengths = np.linalg.norm(batches, axis=1) * np.linalg.norm(true)
     halves = [gradients[drawn[:, k::2]].mean(axis=1) for k in (0, 1)]
     products = (halves[0] * halves[1]).sum(axis=1) / (true @ true)
-    alignment, predicted, noisy, split, split_spread, pairs_spread = of_batches(
-        gradients @ gradients.T, 8
+    alignment, predicted, noisy, split, expected, split_spread, pairs_spread = (
+        of_batches(gradients @ gradients.T, 8)
     )
     assert alignment == pytest.approx((batches @ true / lengths).mean(), abs=0.01)
     assert predicted == pytest.approx(alignment, abs=0.03)
     squares = (batches**2).sum(axis=1) / (true @ true)
     assert noisy == pytest.approx(squares.mean(), rel=0.03)
-    # Without replacement the halves share no example, which costs 1 / (n - 1).
-    own = np.mean((gradients**2).sum(axis=1)) / (true @ true)
-    assert split == pytest.approx((200 - own) / 199, abs=0.1)
+    products_of_all = gradients @ gradients.T
+    different = ~np.eye(200, dtype=bool)
+    mean = products_of_all[different].mean() / (true @ true)
+    assert expected == pytest.approx(mean)
+    assert split == pytest.approx(mean, abs=0.1)
     assert split_spread == pytest.approx(products.std(), rel=0.1)
     assert pairs_spread < 0.9 * split_spread
 
