@@ -17,6 +17,7 @@ from experiments.claims.quadratics import (
     shortest,
     slopes,
 )
+from experiments.claims.theory_examples import measure_delays
 from pcn_jax import class_cosines, scale_by_class_norm, sum_over_classes
 
 
@@ -72,7 +73,7 @@ def test_too_small_a_smoothness_is_noticed(pairs: list[Quadratics]) -> None:
 
 def test_the_drop_is_gd_s(pairs: list[Quadratics]) -> None:
     paths = [descend(pair, normalised, lambda _: 0.1, 20) for pair in pairs]
-    assert not theory.minority_drop(paths, theory.measure_delays()).effects[0].seen
+    assert not theory.minority_drop(paths, measure_delays()).effects[0].seen
 
 
 def test_gd_raises_a_class_loss(pairs: list[Quadratics]) -> None:
