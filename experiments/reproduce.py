@@ -82,7 +82,7 @@ class Config:
     """fast: digits, in minutes; full: CIFAR-10, in hours."""
 
     check: bool = False
-    """End with an error if a claim does not hold in full."""
+    """End with an error if an effect that was seen before is not."""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -102,7 +102,7 @@ def main(arguments: list[str] | None = None) -> None:
         for effect in finding.effects:
             print(f"  [{'x' if effect.seen else ' '}] {effect.statement}")
         print(f"\n{finding.table}\n", flush=True)
-        if finding.verdict != "holds":
+        if any(effect.asserted and not effect.seen for effect in finding.effects):
             failed.append(claim)
         if config.size == "full":
             _keep(claim, finding)

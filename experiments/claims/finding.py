@@ -17,10 +17,12 @@ class Effect(NamedTuple):
     Attributes:
       statement: What must be so, with the number that was measured.
       seen: Whether it was: where seeds are compared, with the whole interval.
+      asserted: Whether a check fails without it. Not so where it was found not to hold.
     """
 
     statement: str
     seen: bool
+    asserted: bool = True
 
 
 class Finding(NamedTuple):
