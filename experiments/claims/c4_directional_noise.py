@@ -47,8 +47,8 @@ def find(size: Size) -> Finding:
         ),
         *(
             Effect(
-                f"After {' and '.join(map(str, steps))} steps the measured p is off its "
-                f"prediction by {error} on average over classes and batch sizes",
+                f"After {' and '.join(map(str, steps))} steps p is off its prediction "
+                f"by {error} on average over classes and batch sizes",
                 error.high < _TOLERANCE,
                 asserted=steps != STEPS[-1:],
             )
