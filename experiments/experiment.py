@@ -187,7 +187,7 @@ SETUPS: dict[str, Experiment] = {
         name="automobile-truck-cnn",
         data=DATA_SETUPS["automobile-truck"],
         model=ModelConfig(name="cnn"),
-        train=TrainConfig(steps=500, batch_size=128, measurements_per_decade=5),
+        train=TrainConfig(steps=300, batch_size=128, measurements_per_decade=5),
     ),
     "automobile-truck-mlp": Experiment(
         name="automobile-truck-mlp",
@@ -202,7 +202,7 @@ SETUPS: dict[str, Experiment] = {
         data=DATA_SETUPS["cifar10-multi"],
         model=ModelConfig(name="mlp", features=(32, 32)),
         train=TrainConfig(
-            steps=1000, batch_size=1000, reference_every=10, measurements_per_decade=6
+            steps=500, batch_size=500, reference_every=10, measurements_per_decade=6
         ),
         target_recall=0.2,
     ),

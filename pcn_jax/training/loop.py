@@ -1,5 +1,6 @@
 """The training loop: one for every algorithm, with the data resident on the device."""
 
+import functools
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -21,7 +22,7 @@ def make_train(
     learning_rate: float,
     config: TrainConfig,
 ) -> Callable[..., TrainState]:
-    """Builds a training run; what it compiles is shared by all seeds.
+    """Builds a training run; what it compiles serves all seeds and rates.
 
     Args:
       problem: The model, its loss and the data.
@@ -56,18 +57,10 @@ def make_train(
         raise ValueError(
             f"There is no algorithm {algorithm!r}: choose from {', '.join(ALGORITHMS)}."
         )
-    chosen = ALGORITHMS[algorithm]
-    sampler = make_sampler(
-        config.sampler or chosen.sampler,
-        problem.train_labels,
-        config.batch_size,
-        config.steps,
-    )
-    optimizer = config.optimizer.build(learning_rate, config.steps)
-    steps = make_steps(problem, chosen, config, optimizer, sampler)
-    measure = make_measure(problem, steps, config.reference_every)
-    make_advance = _scan if problem.loop == "scan" else _python_loop
-    advance = make_advance(problem, steps, config.reference_every)
+    if not learning_rate > 0:
+        raise ValueError(f"learning_rate must be positive, got {learning_rate!r}.")
+    label = ALGORITHMS[algorithm].label
+    steps, measure, advance = _compiled(problem, algorithm, config)
     stops = measured_steps(config.steps, per_decade=config.measurements_per_decade)
 
     def train(
@@ -75,10 +68,10 @@ def make_train(
     ) -> TrainState:
         if not 0 <= seed < 2**32:
             raise ValueError(f"seed must be from 0 to 2**32 - 1, got {seed!r}.")
-        state = steps.init(seed)
+        state = steps.init(seed, learning_rate)
         with tqdm(
             total=config.steps,
-            desc=f"{chosen.label}, seed {seed}",
+            desc=f"{label}, seed {seed}",
             unit="step",
             leave=False,
             disable=not _is_watched(),
@@ -91,6 +84,29 @@ def make_train(
         return state
 
     return train
+
+
+@functools.lru_cache(maxsize=4)
+def _compiled(
+    problem: Problem, algorithm: AlgorithmName, config: TrainConfig
+) -> tuple[Steps, Callable[[TrainState], Record], "Advance"]:
+    """What is compiled of a run: the same for all learning rates.
+
+    Every optimizer's updates are proportional to its learning rate, so it is built with
+    a rate of 1 and the state has the rest.
+    """
+    chosen = ALGORITHMS[algorithm]
+    sampler = make_sampler(
+        config.sampler or chosen.sampler,
+        problem.train_labels,
+        config.batch_size,
+        config.steps,
+    )
+    optimizer = config.optimizer.build(1.0, config.steps)
+    steps = make_steps(problem, chosen, config, optimizer, sampler)
+    measure = make_measure(problem, steps, config.reference_every)
+    make_advance = _scan if problem.loop == "scan" else _python_loop
+    return steps, measure, make_advance(problem, steps, config.reference_every)
 
 
 def _is_watched() -> bool:

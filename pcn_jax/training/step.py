@@ -44,6 +44,7 @@ class TrainState(NamedTuple):
     Attributes:
       step: Steps taken, int32.
       seed: Seed of the run, uint32.
+      learning_rate: What the optimizer's updates are multiplied by, a scalar.
       params: Parameters of the model.
       model_state: The model's other collections, such as `batch_stats`.
       opt_state: State of the chain of gradient transformations.
@@ -53,6 +54,7 @@ class TrainState(NamedTuple):
 
     step: jax.Array
     seed: jax.Array
+    learning_rate: jax.Array
     params: chex.ArrayTree
     model_state: ModelState
     opt_state: optax.OptState
@@ -64,7 +66,7 @@ class Steps(NamedTuple):
     """The functions that a training loop is made of, all of them pure.
 
     Attributes:
-      init: From a seed to the first `TrainState`.
+      init: From a seed, and a factor of the updates or 1, to the first `TrainState`.
       gradients: From a state and the training data to the value and the stacked
         gradients of the step's batch: one row a class, or a single one of all classes.
       class_gradients: The same, always with one row a class.
@@ -75,7 +77,7 @@ class Steps(NamedTuple):
         is itself a Python loop over jitted parts.
     """
 
-    init: Callable[[jax.typing.ArrayLike], TrainState]
+    init: Callable[..., TrainState]
     gradients: Callable[[TrainState, Examples], tuple[StepValue, chex.ArrayTree]]
     class_gradients: Callable[[TrainState, Examples], Gradients]
     apply: Callable[
@@ -150,7 +152,9 @@ def make_steps(
         optax.with_extra_args_support(optimizer),
     )
 
-    def init(seed: jax.typing.ArrayLike) -> TrainState:
+    def init(
+        seed: jax.typing.ArrayLike, learning_rate: jax.typing.ArrayLike = 1.0
+    ) -> TrainState:
         params, model_state = problem.init(_keys(seed)[0])
         if model_state and (algorithm.needs_reference or sampler is None):
             raise ValueError(
@@ -165,6 +169,7 @@ def make_steps(
         return TrainState(
             step=jnp.zeros((), jnp.int32),
             seed=jnp.asarray(seed, jnp.uint32),
+            learning_rate=jnp.asarray(learning_rate, float),
             params=params,
             model_state=model_state,
             opt_state=transformation.init(params),
@@ -223,6 +228,9 @@ def make_steps(
             state.params,
             class_counts=value.counts,
             reference=state.reference,
+        )
+        updates = jax.tree.map(
+            lambda u: u * state.learning_rate.astype(u.dtype), updates
         )
         return updates, state._replace(
             step=state.step + 1,
