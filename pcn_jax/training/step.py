@@ -237,7 +237,9 @@ def make_steps(
             params=optax.apply_updates(state.params, updates),
             model_state=value.aux if state.model_state else state.model_state,
             opt_state=opt_state,
-            weights_state=value.state if isinstance(value, PCNValue) else (),
+            weights_state=(
+                value.state if stateful and isinstance(value, PCNValue) else ()
+            ),
         )
 
     gradients = class_gradients if algorithm.links else joint_gradients
