@@ -45,7 +45,7 @@ of clipping; decay 0.99. Losses and recalls over training are means over the log
 spaced measurements. Not run: per-class momentum before normalising; momentum and Adam
 behind the sum; other floors and decays."""
 _BIAS = 0.05
-_MUCH = 0.03
+_MUCH = 0.05
 """Macro recall that a default may be worse by than the best of the others."""
 
 

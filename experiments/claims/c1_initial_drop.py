@@ -44,7 +44,7 @@ def find(size: Size) -> Finding:
         label = ALGORITHMS[name].label
         effects += [
             Effect(f"{label}: the minority's loss rises by {rise}", rise.low > 0),
-            Effect(f"{label}: its recall falls by {lost} at most", lost.low > 0),
+            Effect(f"{label}: its test recall falls by up to {lost}", lost.low > 0),
         ]
     rise = interval(depths["pcngd"])
     less = difference(depths["pcngd"], depths["gd"])

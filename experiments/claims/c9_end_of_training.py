@@ -12,7 +12,7 @@ from experiments.claims.drawing import Panel, draw_panels
 from experiments.claims.finding import Effect, Finding, Size
 from experiments.claims.measures import drop_depth, macro_recall
 from experiments.experiment import SETUPS, learning_rates_path
-from experiments.intervals import Interval, factor, interval
+from experiments.intervals import Interval, difference, factor, interval
 from experiments.study import BINARY, Curves, Study, collect
 from pcn_jax.training import ALGORITHMS, AlgorithmName
 
@@ -45,11 +45,12 @@ def find(size: Size) -> Finding:
     studies = {name: collect(SETUPS[name], size, algorithms=COMPARED) for name in names}
     digits = studies["digits-lt"]
     late = {name: _late_loss(curves) for name, curves in digits.items()}
+    worse = _worse(digits["pcnsgd"])
     effects = [
         Effect(
-            "PCNSGD on digits-lt: largest class loss in the second half of training, "
-            f"times the least before {_worse(digits['pcnsgd'])}",
-            _worse(digits["pcnsgd"]).low > 1,
+            "PCNSGD on digits-lt: largest class loss in the second half of training "
+            f"less the least before {worse}",
+            worse.low > 0,
         )
     ]
     settling: tuple[AlgorithmName, ...] = ("pcnsgd+clip", "pcnsgd+split")
@@ -107,7 +108,7 @@ def _late_loss(curves: Curves) -> np.ndarray:
 
 def _worse(curves: Curves) -> Interval:
     worst = curves.train_loss.max(axis=2)
-    return factor(_late_loss(curves), worst.min(axis=1))
+    return difference(_late_loss(curves), worst.min(axis=1))
 
 
 def _rates_that_work(setup: str, name: AlgorithmName) -> str:
