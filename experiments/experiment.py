@@ -181,7 +181,7 @@ SETUPS: dict[str, Experiment] = {
         name="digits-halves-cnn",
         data=DATA_SETUPS["digits-halves"],
         model=ModelConfig(name="cnn"),
-        train=TrainConfig(steps=300, batch_size=64),
+        train=TrainConfig(steps=100, batch_size=64, measurements_per_decade=5),
     ),
     "automobile-truck-cnn": Experiment(
         name="automobile-truck-cnn",

@@ -89,7 +89,8 @@ def collect(
     """
     study: Study = {}
     for algorithm in algorithms or experiment.algorithms:
-        rate = (rates_of or experiment).learning_rate_of(algorithm)
+        given = experiment.learning_rate
+        rate = given or (rates_of or experiment).learning_rate_of(algorithm)
         path = FOLDERS[size] / experiment.name / f"{algorithm}.json"
         description = _description(experiment, algorithm, rate)
         kept = _read(path, description)

@@ -57,6 +57,17 @@ def steps_to(curves: Curves, target: float, recall: np.ndarray) -> np.ndarray:
     return steps
 
 
+def steps_to_keep(curves: Curves, target: float, recall: np.ndarray) -> np.ndarray:
+    """Steps from which on a recall stays; one more than were run if it never does.
+
+    An untrained network may have the recall by chance, and lose it again: `[S]`.
+    """
+    below = recall < target
+    last = below.shape[1] - 1 - np.argmax(below[:, ::-1], axis=1)
+    after = np.append(curves.steps, curves.steps[-1] + 1)[last + 1]
+    return np.where(below.any(axis=1), after, 0)
+
+
 def over_log_steps(values: np.ndarray) -> np.ndarray:
     """Mean over the log-spaced measurements after the start, `[S, T]` to `[S]`."""
     mean: np.ndarray = values[:, 1:].mean(axis=1)
