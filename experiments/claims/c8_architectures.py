@@ -30,10 +30,8 @@ NETS: dict[Size, dict[str, str]] = {
 COMPARED: tuple[AlgorithmName, ...] = (
     "sgd",
     "sgd+o",
-    "sgd+rw",
     "pcnsgd",
     "pcnsgd+o",
-    "pcnsgd+split",
 )
 
 
