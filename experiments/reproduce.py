@@ -39,6 +39,7 @@ from experiments.claims import (
 )
 from experiments.claims.finding import Finding, Size
 from experiments.study import commit
+from pcn_jax.training import plain
 
 Claim = Literal["theory", "C1", "C2", "C3", "C4", "C5", "C6", "C7", "C8", "C9", "C10"]
 CLAIMS: dict[Claim, Callable[[Size], Finding]] = {
@@ -168,7 +169,7 @@ def _keep(claim: Claim, finding: Finding) -> None:
         "commit": commit(),
     }
     path = FIGURES / f"{claim}.json"
-    path.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(plain(kept), indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -101,17 +101,6 @@ def collect(
     return study
 
 
-def provenance(size: Size, names: Iterable[str]) -> str:
-    """Commits and days of the runs of some experiments, in words."""
-    commits, dates = set(), set()
-    for name in names:
-        for path in sorted((FOLDERS[size] / name).glob("*.json")):
-            kept = json.loads(path.read_text(encoding="utf-8"))
-            commits.add(kept["commit"])
-            dates.add(kept["date"])
-    return f"{', '.join(sorted(commits))}; {', '.join(sorted(dates))}"
-
-
 def binary(size: Size) -> Experiment:
     """The set-up with two classes."""
     return SETUPS[BINARY[size]]

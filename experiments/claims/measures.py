@@ -57,15 +57,15 @@ def steps_to(curves: Curves, target: float, recall: np.ndarray) -> np.ndarray:
     return steps
 
 
-def steps_to_keep(curves: Curves, target: float, recall: np.ndarray) -> np.ndarray:
-    """Steps from which on a recall stays; one more than were run if it never does.
+def steps_to_beat_chance(curves: Curves) -> np.ndarray:
+    """Steps from which on the minority's training loss is below `ln C`, of guessing.
 
-    An untrained network may have the recall by chance, and lose it again: `[S]`.
+    One more than were run where it is above it at the end: `[S]`.
     """
-    below = recall < target
-    last = below.shape[1] - 1 - np.argmax(below[:, ::-1], axis=1)
+    above = rare_loss(curves) > np.log(len(curves.class_counts))
+    last = above.shape[1] - 1 - np.argmax(above[:, ::-1], axis=1)
     after = np.append(curves.steps, curves.steps[-1] + 1)[last + 1]
-    return np.where(below.any(axis=1), after, 0)
+    return np.where(above.any(axis=1), after, 0)
 
 
 def over_log_steps(values: np.ndarray) -> np.ndarray:
