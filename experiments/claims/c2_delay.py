@@ -80,7 +80,7 @@ def find(size: Size) -> Finding:
         draw=functools.partial(_draw, delays, ratios),
         notes="Steps from which on the training loss of the minority is below that of "
         "guessing, ln C; one more than were run where it was not at the end, so that "
-        "powers are then too small. Not recall, because an untrained net may have it by "
+        "powers are too small. Not recall, because an untrained net may have it by "
         "chance, and because of few examples that are fitted it does not last on test "
         "data.",
     )
