@@ -71,12 +71,12 @@ def draw(runs: Runs, dataset: Dataset, folder: Path) -> list[Path]:
 def _panels(
     runs: Runs, dataset: Dataset, split: str, metric: str, label: str
 ) -> Figure:
-    columns = 2 if len(runs) == 4 else min(3, len(runs))
+    columns = {4: 2, 10: 5}.get(len(runs), min(3, len(runs)))
     rows = -(-len(runs) // columns)
     figure, axes = plt.subplots(
         rows,
         columns,
-        figsize=(2.6 * columns + 1.2, 1.9 * rows + 0.5),
+        figsize=((2.1 if columns > 3 else 2.6) * columns + 1.2, 1.9 * rows + 0.5),
         sharex=True,
         sharey=True,
         squeeze=False,

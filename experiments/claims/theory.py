@@ -36,6 +36,7 @@ from experiments.claims.theory_examples import (
     three_losses,
 )
 
+TITLE = "The theory holds exactly on quadratics"
 ROUNDING = 1e-10  # of a class loss: far below a step's change, far above float64's
 
 
@@ -78,7 +79,7 @@ def find(size: Size) -> Finding:
         linear_rate([descend(p, normalised, shortest(p, 0.5), 60) for p in common]),
     ]
     return Finding(
-        title="The theory holds exactly on quadratics",
+        title=TITLE,
         effects=[effect for check in checks for effect in check.effects],
         table=tabulate(
             [(item, *check[1:]) for item, check in enumerate(checks, start=1)],
