@@ -136,6 +136,15 @@ class TestEquality:
         monkeypatch.setattr(gradients, "_LARGE", 5)
         assert_as_by_a_chain(name)
 
+    @pytest.mark.parametrize("name", ["mlp", "attention", "conv", "one matrix each"])
+    @pytest.mark.parametrize("block", [1, 5])
+    def test_pairs_block_by_block(
+        self, name: str, block: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(gradients, "block_size", lambda *_: block)
+        monkeypatch.setattr(gradients, "_MANY_NUMBERS", 0)
+        assert_as_by_a_chain(name)
+
     @pytest.mark.parametrize("path", ["fused", "masked"])
     @pytest.mark.parametrize("name", LINKS)
     def test_the_weights_of_every_link(self, name: str, path: str) -> None:

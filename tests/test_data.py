@@ -199,6 +199,7 @@ def test_wrong_fields_are_refused_at_construction(
 
 
 SETUP_COUNTS = {
+    "digits-halves": [300, 15],
     "animals-vehicles": [29880, 332],
     "automobile-truck": [4900, 700],
     "horse-deer": [4900, 700],

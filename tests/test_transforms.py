@@ -26,6 +26,9 @@ LINKS: dict[str, Callable[[], optax.GradientTransformationExtraArgs]] = {
     "clip_by_class_norm": functools.partial(pcn_jax.clip_by_class_norm, 1.0),
     "scale_by_class_frequency": pcn_jax.scale_by_class_frequency,
     "scale_by_class_angle": pcn_jax.scale_by_class_angle,
+    "scale_by_smoothed_class_norm": functools.partial(
+        pcn_jax.scale_by_smoothed_class_norm, 1, 0.5
+    ),
     "sum_over_classes": pcn_jax.sum_over_classes,
 }
 ALIASES: dict[str, Callable[[], optax.GradientTransformationExtraArgs]] = {
@@ -41,8 +44,13 @@ OPTIMIZERS = {
     "adam": optax.adam(0.1),
 }
 update_of = {name: jax.jit(tx.update) for name, tx in OPTIMIZERS.items()}
-# Those that scale rows, for any number of classes.
-SCALINGS = [n for n in LINKS if n not in ("scale_by_class_angle", "sum_over_classes")]
+# Those that scale rows, for any number of classes; halves of classes are not classes.
+SCALINGS = [
+    name
+    for name in LINKS
+    if name
+    not in ("scale_by_class_angle", "scale_by_smoothed_class_norm", "sum_over_classes")
+]
 
 every_transformation = pytest.mark.parametrize("name", TRANSFORMATIONS)
 every_scaling = pytest.mark.parametrize("name", SCALINGS)
