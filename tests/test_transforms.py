@@ -241,14 +241,16 @@ class TestContract:
         """The chain is the optimizer on the sum of what the link makes."""
         last = OPTIMIZERS[optimizer]
         total = () if name == "sum_over_classes" else (pcn_jax.sum_over_classes(),)
-        tx = optax.chain(LINKS[name](), *total, last)
+        link = optax.with_extra_args_support(LINKS[name]())
+        tx = optax.chain(link, *total, last)
         params = problem(0)[0]
         state, expected_state = tx.init(params), last.init(params)
+        link_state = link.init(params)
         step = jax.jit(tx.update)
         for seed in (1, 2):
             _, grads, extra = problem(seed)
             updates, state = step(grads, state, params, **extra)
-            scaled = apply_to(name, grads, extra)
+            scaled, link_state = link.update(grads, link_state, params, **extra)
             if total:
                 scaled = jax.tree.map(lambda g: np.asarray(g).sum(axis=0), scaled)
             expected, expected_state = update_of[optimizer](
