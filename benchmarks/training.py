@@ -47,6 +47,7 @@ _NAMES: tuple[AlgorithmName, ...] = (
     "sgd+rw",
     "pcnsgd",
     "pcnsgd+clip",
+    "pcnsgd+split",
     "sgd+o",
     "pcnsgd+o",
 )

@@ -93,9 +93,10 @@ def find(size: Size) -> Finding:
         effects=effects,
         table=tabulate(rows, head, tablefmt="github"),
         draw=functools.partial(_draw, studies),
-        notes="Late loss: the largest training loss of any class in the second half of "
-        "training. Rates that work: those of the search's grid within 5 % of the best "
-        "score (macro recall on validation data, over training).",
+        notes="The figure has the largest training loss of any class; late loss is the "
+        "largest of it in the second half of training. Rates that work: those of the "
+        "search's grid within 5 % of the best score (macro recall on validation data, "
+        "over training).",
     )
 
 
@@ -123,7 +124,7 @@ def _draw(studies: Mapping[str, Study]) -> Figure:
     return draw_panels(
         [
             Panel(
-                f"{setup}: largest class loss",
+                f"{setup}: worst class",
                 study["sgd"].steps,
                 {n: c.train_loss.max(axis=2) for n, c in study.items()},
                 log=True,
