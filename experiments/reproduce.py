@@ -111,12 +111,13 @@ def main(arguments: list[str] | None = None) -> None:
       arguments: Instead of those of the process.
     """
     config = tyro.cli(Config, description=__doc__, args=arguments)
-    failed = []
+    failed, not_run = [], []
     for claim in config.claims:
         try:
             finding = CLAIMS[claim](config.size)
         except (ValueError, FileNotFoundError) as error:
-            sys.exit(f"error: {claim}: {error}")
+            not_run.append(f"error: {claim} was not run: {error}")
+            continue
         print(f"\n{claim}: {finding.title}: {finding.verdict}", flush=True)
         for effect in finding.effects:
             print(f"  [{'x' if effect.seen else ' '}] {effect.statement}")
@@ -127,6 +128,8 @@ def main(arguments: list[str] | None = None) -> None:
             _keep(claim, finding)
     if config.size == "full":
         RESULTS.write_text(results(), encoding="utf-8")
+    if not_run:
+        sys.exit("\n".join(not_run))
     if config.check and failed:
         sys.exit(f"error: not all was seen of {', '.join(failed)}: see above.")
 

@@ -109,6 +109,19 @@ def test_a_check_fails_with_the_claims_that_do(
     assert "[ ] effect 1" in capsys.readouterr().out
 
 
+def test_a_claim_that_cannot_be_run_does_not_stop_the_others(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def without_data(size: str) -> Finding:
+        raise FileNotFoundError(f"no data for {size}")
+
+    monkeypatch.setitem(reproduce.CLAIMS, "C1", without_data)
+    monkeypatch.setitem(reproduce.CLAIMS, "C2", lambda size: found(True))
+    with pytest.raises(SystemExit, match="C1 was not run: no data for fast"):
+        reproduce.main(["--size", "fast", "--claims", "C1", "C2"])
+    assert "C2: A claim: holds" in capsys.readouterr().out
+
+
 def test_results_say_what_was_found_and_what_was_not_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

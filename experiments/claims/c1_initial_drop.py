@@ -5,13 +5,11 @@ import functools
 from matplotlib.figure import Figure
 from tabulate import tabulate
 
-from experiments.claims.drawing import Panel, draw_panels
+from experiments.claims.drawing import draw_panels, minority_loss, minority_recall
 from experiments.claims.finding import Effect, Finding, Size
 from experiments.claims.measures import (
     drop_depth,
     drop_length,
-    rare_loss,
-    rare_recall,
     recall_lost,
 )
 from experiments.intervals import difference, interval
@@ -75,21 +73,4 @@ def find(size: Size) -> Finding:
 
 
 def _draw(study: Study) -> Figure:
-    steps = study["gd"].steps
-    start = float(rare_loss(study["gd"])[:, 0].mean())
-    return draw_panels(
-        [
-            Panel(
-                "training loss of the minority",
-                steps,
-                {name: rare_loss(curves) for name, curves in study.items()},
-                limits=(0, 3.5 * start),
-            ),
-            Panel(
-                "test recall of the minority",
-                steps,
-                {name: rare_recall(curves) for name, curves in study.items()},
-                limits=(0, 1.02),
-            ),
-        ]
-    )
+    return draw_panels([minority_loss(study, at_most=3.5), minority_recall(study)])

@@ -25,6 +25,7 @@ RATIOS: dict[Size, tuple[int, ...]] = {
     "fast": (1, 3, 10, 20),
     "full": (1, 3, 7, 20, 50),
 }
+_BATCH = 128
 COMPARED: tuple[AlgorithmName, ...] = ("sgd", "sgd+o", "sgd+rw", "pcnsgd+split")
 
 
@@ -95,9 +96,6 @@ def _at(base: Experiment, ratio: int, rate: float | None) -> Experiment:
         learning_rate=rate,
         train=dataclasses.replace(base.train, batch_size=_BATCH),
     )
-
-
-_BATCH = 128
 
 
 def _delays(studies: Mapping[int, Study], name: AlgorithmName) -> Delays:

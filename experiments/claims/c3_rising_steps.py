@@ -7,9 +7,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from tabulate import tabulate
 
-from experiments.claims.drawing import Panel, draw_panels
+from experiments.claims.drawing import Panel, draw_panels, minority_loss
 from experiments.claims.finding import Effect, Finding, Size
-from experiments.claims.measures import rare_loss
 from experiments.experiment import Experiment
 from experiments.intervals import interval
 from experiments.study import Curves, Study, binary, collect
@@ -80,18 +79,9 @@ def _rising(curves: Curves) -> np.ndarray:
 
 
 def _draw(study: Study) -> Figure:
-    steps = study["gd"].steps
-    return draw_panels(
-        [
-            Panel(
-                "training loss, majority",
-                steps,
-                {name: curves.train_loss[:, :, 0] for name, curves in study.items()},
-            ),
-            Panel(
-                "training loss, minority",
-                steps,
-                {name: rare_loss(curves) for name, curves in study.items()},
-            ),
-        ]
+    majority = Panel(
+        "training loss of the majority",
+        study["gd"].steps,
+        {name: curves.train_loss[:, :, 0] for name, curves in study.items()},
     )
+    return draw_panels([majority, minority_loss(study)])

@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from tabulate import tabulate
 
-from experiments.claims.drawing import Panel, draw_panels
+from experiments.claims.drawing import Panel, draw_panels, minority_loss
 from experiments.claims.finding import Effect, Finding, Size
 from experiments.claims.measures import (
     class_gap,
@@ -83,21 +83,10 @@ def find(size: Size) -> Finding:
 
 
 def _draw(study: Study) -> Figure:
-    steps = study["sgd"].steps
-    start = float(rare_loss(study["sgd"])[:, 0].mean())
-    return draw_panels(
-        [
-            Panel(
-                "training loss of the minority",
-                steps,
-                {name: rare_loss(curves) for name, curves in study.items()},
-                limits=(0, 3.5 * start),
-            ),
-            Panel(
-                "gap in test recall",
-                steps,
-                {name: class_gap(curves) for name, curves in study.items()},
-                limits=(-1, 1),
-            ),
-        ]
+    gap = Panel(
+        "gap in test recall",
+        study["sgd"].steps,
+        {name: class_gap(curves) for name, curves in study.items()},
+        limits=(-1, 1),
     )
+    return draw_panels([minority_loss(study, at_most=3.5), gap])

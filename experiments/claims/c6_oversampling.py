@@ -6,13 +6,12 @@ import numpy as np
 from matplotlib.figure import Figure
 from tabulate import tabulate
 
-from experiments.claims.drawing import Panel, draw_panels
+from experiments.claims.drawing import draw_panels, minority_loss, minority_recall
 from experiments.claims.finding import Effect, Finding, Size
 from experiments.claims.measures import (
     drop_depth,
     macro_recall,
     over_log_steps,
-    rare_loss,
     rare_recall,
 )
 from experiments.experiment import Experiment
@@ -95,19 +94,4 @@ def _at(curves: Curves, values: np.ndarray, step: int) -> np.ndarray:
 
 
 def _draw(study: Study) -> Figure:
-    steps = study["sgd"].steps
-    return draw_panels(
-        [
-            Panel(
-                "training loss of the minority",
-                steps,
-                {name: rare_loss(curves) for name, curves in study.items()},
-            ),
-            Panel(
-                "test recall of the minority",
-                steps,
-                {name: rare_recall(curves) for name, curves in study.items()},
-                limits=(0, 1.02),
-            ),
-        ]
-    )
+    return draw_panels([minority_loss(study), minority_recall(study)])

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from tabulate import tabulate
 
-from experiments.claims.drawing import Panel, draw_panels
+from experiments.claims.drawing import draw_panels, minority_recall
 from experiments.claims.finding import Effect, Finding, Size
 from experiments.claims.measures import (
     class_gap,
@@ -104,12 +104,7 @@ def _effects(net: str, study: Study) -> list[Effect]:
 def _draw(studies: Mapping[str, Study]) -> Figure:
     return draw_panels(
         [
-            Panel(
-                f"{net}: test recall of the minority",
-                study["sgd"].steps,
-                {name: rare_recall(curves) for name, curves in study.items()},
-                limits=(0, 1.02),
-            )
+            minority_recall(study, f"{net}: recall of the minority")
             for net, study in studies.items()
         ]
     )

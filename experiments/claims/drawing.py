@@ -8,7 +8,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from experiments.claims.measures import rare_loss, rare_recall
 from experiments.figures import COLOURS, STYLE
+from experiments.study import Study
 from pcn_jax.training import ALGORITHMS, AlgorithmName
 
 
@@ -28,6 +30,28 @@ class Panel(NamedTuple):
     values: Mapping[AlgorithmName, np.ndarray]
     log: bool = False
     limits: tuple[float, float] | None = None
+
+
+def minority_loss(study: Study, *, at_most: float | None = None) -> Panel:
+    """Training loss of the minority, up to so many times that at the start."""
+    curves = next(iter(study.values()))
+    start = float(rare_loss(curves)[:, 0].mean())
+    return Panel(
+        "training loss of the minority",
+        curves.steps,
+        {name: rare_loss(one) for name, one in study.items()},
+        limits=(0, at_most * start) if at_most else None,
+    )
+
+
+def minority_recall(study: Study, title: str = "test recall of the minority") -> Panel:
+    """Test recall of the minority."""
+    return Panel(
+        title,
+        next(iter(study.values())).steps,
+        {name: rare_recall(one) for name, one in study.items()},
+        limits=(0, 1.02),
+    )
 
 
 def draw_panels(panels: Sequence[Panel]) -> Figure:
