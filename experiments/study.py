@@ -180,7 +180,7 @@ def _description(
             "learning_rate": rate,
             "data": dataclasses.replace(experiment.data, data_dir=None),
             "model": experiment.model,
-            "train": experiment.train,
+            "train": experiment.train.heeded_by(algorithm),
         }
     )
     return described

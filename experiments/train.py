@@ -106,7 +106,7 @@ def _description(
             "class_names": dataset.class_names,
             "class_counts": dataset.class_counts,
             "model": experiment.model,
-            "train": experiment.train,
+            "train": experiment.train.heeded_by(algorithm),
         }
     )
     return description

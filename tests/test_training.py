@@ -648,6 +648,35 @@ class TestSamplers:
             trainer("sgd", sampler="balanced")
 
 
+class TestOptions:
+    """What an algorithm does not heed must not tell its runs apart."""
+
+    @pytest.mark.parametrize("algorithm", ALGORITHMS)
+    def test_are_those_that_are_read(self, algorithm: AlgorithmName) -> None:
+        read = set()
+
+        class Spy:
+            def __getattr__(self, name: str) -> Any:
+                read.add(name)
+                return getattr(TrainConfig(), name)
+
+        chosen = ALGORITHMS[algorithm]
+        if chosen.links is not None:
+            chosen.links(Spy(), 3)
+        if chosen.weights is not None:
+            chosen.weights(Spy())
+        read |= {"reference_every"} if chosen.needs_reference else set()
+        assert read == set(chosen.options)
+
+    def test_all_else_is_heeded_by_every_one(self) -> None:
+        of_some = {name for each in ALGORITHMS.values() for name in each.options}
+        everything = {field.name for field in dataclasses.fields(TrainConfig)}
+        for algorithm, chosen in ALGORITHMS.items():
+            heeded = TrainConfig(steps=7).heeded_by(algorithm)
+            assert set(heeded) == everything - of_some | set(chosen.options)
+            assert heeded["steps"] == 7
+
+
 def assert_same_run(
     actual: tuple[TrainState, list[Record]], expected: tuple[TrainState, list[Record]]
 ) -> None:

@@ -46,6 +46,7 @@ class Algorithm(NamedTuple):
         `None` if what was chosen can be had with the links only.
       needs_reference: Whether they need the class gradients of all the data.
       by_halves: Whether the links take the gradients of two halves of each class.
+      options: Names of the fields of `TrainConfig` that other algorithms do not heed.
     """
 
     label: str
@@ -54,6 +55,7 @@ class Algorithm(NamedTuple):
     weights: Callable[["Hyperparameters"], Weights | None] | None = None
     needs_reference: bool = False
     by_halves: bool = False
+    options: tuple[str, ...] = ()
 
 
 class Hyperparameters(Protocol):
@@ -128,15 +130,29 @@ _SMOOTHED = (
 
 ALGORITHMS: dict[AlgorithmName, Algorithm] = {
     "gd": Algorithm("GD", "full", None),
-    "pcngd": Algorithm("PCNGD", "full", _pcngd),
+    "pcngd": Algorithm("PCNGD", "full", _pcngd, options=("angle_step_size",)),
     "sgd": Algorithm("SGD", "stratified", None),
     "sgd+o": Algorithm("SGD+O", "oversampled", None),
     "sgd+rw": Algorithm("SGD+RW", "stratified", *_REWEIGHTED),
     "pcnsgd": Algorithm("PCNSGD", "stratified", *_NORMALISED),
     "pcnsgd+o": Algorithm("PCNSGD+O", "oversampled", *_NORMALISED),
-    "pcnsgd+r": Algorithm("PCNSGD+R", "stratified", *_RESCALED, needs_reference=True),
-    "pcnsgd+clip": Algorithm("PCNSGD+clip", "stratified", *_CLIPPED),
-    "pcnsgd+split": Algorithm("PCNSGD+split", "stratified", *_SMOOTHED, by_halves=True),
+    "pcnsgd+r": Algorithm(
+        "PCNSGD+R",
+        "stratified",
+        *_RESCALED,
+        needs_reference=True,
+        options=("min_alignment", "published_alignment", "reference_every"),
+    ),
+    "pcnsgd+clip": Algorithm(
+        "PCNSGD+clip", "stratified", *_CLIPPED, options=("max_norm",)
+    ),
+    "pcnsgd+split": Algorithm(
+        "PCNSGD+split",
+        "stratified",
+        *_SMOOTHED,
+        by_halves=True,
+        options=("min_norm", "decay"),
+    ),
 }
 """Every algorithm of the paper, class re-weighting (RW), per-class clipping (clip) and
 the smoothed norm from two halves of each class (split)."""

@@ -1,11 +1,11 @@
 """How runs train, as plain data: what algorithms that are compared have in common."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args
 
 import optax
 
-from pcn_jax.training.algorithms import SamplerName
+from pcn_jax.training.algorithms import ALGORITHMS, AlgorithmName, SamplerName
 
 
 @dataclass(frozen=True)
@@ -131,6 +131,24 @@ class TrainConfig:
         _check("decay", self.decay, 0 <= self.decay < 1, "in [0, 1)")
         in_range = 1e-6 <= self.min_alignment <= 1
         _check("min_alignment", self.min_alignment, in_range, "in [1e-6, 1]")
+
+    def heeded_by(self, algorithm: AlgorithmName) -> dict[str, Any]:
+        """What decides a run of an algorithm: all but the options of others.
+
+        Args:
+          algorithm: The name of one of `ALGORITHMS`.
+
+        Returns:
+          Names of fields to values.
+
+        Example:
+          >>> "max_norm" in TrainConfig().heeded_by("sgd")
+          False
+        """
+        of_some = {name for other in ALGORITHMS.values() for name in other.options}
+        ignored = of_some - set(ALGORITHMS[algorithm].options)
+        names = (field.name for field in fields(self))
+        return {name: getattr(self, name) for name in names if name not in ignored}
 
 
 def _check_choice(name: str, value: object, allowed: Any) -> None:
