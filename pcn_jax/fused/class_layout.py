@@ -132,14 +132,19 @@ def over_chunks(
     number = -(-layout.counts // size)
     up_to = _numbers(layout.num_rows) >= _numbers(layout.num_rows).T
     end = _sum(jnp.where(up_to, number[None, :], 0))
+    # All groups there can be, laid out before the loop, where it is one kernel.
+    most = min(layout.size, layout.size // size + layout.num_rows)
+    group = jnp.arange(most, dtype=jnp.int32)
+    row = jnp.minimum(_sum(end[None, :] <= group[:, None]), layout.num_rows - 1)
+    place = group - (end - number)[row]
+    within = place[:, None] * size + jnp.arange(size, dtype=jnp.int32)[None, :]
+    at = layout.order[
+        jnp.minimum(layout.starts[row][:, None] + within, layout.size - 1)
+    ]
+    counts = within < layout.counts[row][:, None]
 
     def body(k: jax.Array, carry: Carry) -> Carry:
-        row = jnp.sum(end <= k, dtype=jnp.int32)
-        place = k - (end[row] - number[row])
-        within = place * size + jnp.arange(size, dtype=jnp.int32)
-        at = jnp.minimum(layout.starts[row] + within, layout.size - 1)
-        chunk = layout.order[at], within < layout.counts[row]
-        return step(carry, row, place == 0, chunk)
+        return step(carry, row[k], place[k] == 0, (at[k], counts[k]))
 
     last: Carry = jax.lax.fori_loop(jnp.zeros_like(end[-1]), end[-1], body, carry)
     return last

@@ -4,10 +4,9 @@ Inside a loop this is many times faster on CPU than the convolution that JAX's o
 derivative takes, and while examples are few their patches stay in the cache.
 """
 
-import itertools
 import math
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -85,18 +84,14 @@ def patch_products(
     none, inner = (0, 0, 0), _padding(params)
     zero = jnp.zeros((), products.dtype)
     products = lax.pad(products, zero, [none, *inner, none, *inner])
-    strides = 1, *params["window_strides"]
-    seen = [
-        lax.slice(
-            products,
-            (0, *starts, 0, *starts),
-            (x.shape[1], *ends, y.shape[1], *ends),
-            strides * 2,
-        )
-        for starts, ends in _windows(window, out, params)
-    ]
-    total = sum(seen[1:], start=seen[0])
-    return total.reshape(x.shape[1] * positions, -1)
+    for axis in range(len(out)):
+        of_x, of_y = 1 + axis, 2 + len(out) + axis
+        seen = [
+            part.of(part.of(products, of_x), of_y)
+            for part in _window(axis, window, out, params)
+        ]
+        products = sum(seen[1:], start=seen[0])
+    return products.reshape(x.shape[1] * positions, -1)
 
 
 def of_patches_is_less(
@@ -125,15 +120,12 @@ def _patches(
     x: jax.Array, window: Sequence[int], out: Sequence[int], params: dict[str, Any]
 ) -> jax.Array:
     """From `[channels, N, *positions]` to `[window * channels, N * out]`."""
-    none = (0, 0, 0)
+    none, rows = (0, 0, 0), math.prod(window) * x.shape[0]
     x = lax.pad(x, jnp.zeros((), x.dtype), [none, none, *_padding(params)])
-    seen = [
-        lax.slice(
-            x, (0, 0, *starts), (*x.shape[:2], *ends), (1, 1, *params["window_strides"])
-        )
-        for starts, ends in _windows(window, out, params)
-    ]
-    return jnp.stack(seen).reshape(len(seen) * x.shape[0], -1)
+    for axis in reversed(range(len(out))):  # one axis at a time: fewer, longer copies
+        parts = _window(axis, window, out, params)
+        x = jnp.stack([part.of(x, axis - len(out)) for part in parts])
+    return x.reshape(rows, -1)
 
 
 def _padding(params: dict[str, Any]) -> list[tuple[int, int, int]]:
@@ -146,18 +138,21 @@ def _padding(params: dict[str, Any]) -> list[tuple[int, int, int]]:
     ]
 
 
-def _windows(
-    window: Sequence[int], out: Sequence[int], params: dict[str, Any]
-) -> Iterator[tuple[list[int], list[int]]]:
-    """Of each place in the window, which part of the padded positions it passes."""
-    for offset in itertools.product(*map(range, window)):
-        starts = [k * by for k, by in zip(offset, params["rhs_dilation"], strict=True)]
-        yield (
-            starts,
-            [
-                start + (size - 1) * stride + 1
-                for start, size, stride in zip(
-                    starts, out, params["window_strides"], strict=True
-                )
-            ],
-        )
+class _Part(NamedTuple):
+    """The padded positions along an axis that one place of the window passes."""
+
+    start: int
+    stop: int
+    stride: int
+
+    def of(self, x: jax.Array, axis: int) -> jax.Array:
+        return lax.slice_in_dim(x, self.start, self.stop, self.stride, axis)
+
+
+def _window(
+    axis: int, window: Sequence[int], out: Sequence[int], params: dict[str, Any]
+) -> list[_Part]:
+    """One part for each place of the window along an axis of the positions."""
+    stride, by = params["window_strides"][axis], params["rhs_dilation"][axis]
+    length = (out[axis] - 1) * stride + 1
+    return [_Part(k * by, k * by + length, stride) for k in range(window[axis])]
