@@ -1,5 +1,6 @@
 """What a run of the command line is: a set-up, the algorithms and the seeds."""
 
+import functools
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,9 +9,9 @@ from typing import Any
 import tyro
 
 from pcn_jax.data import SETUPS as DATA_SETUPS
-from pcn_jax.data import DataConfig
-from pcn_jax.models import ModelConfig
-from pcn_jax.training import ALGORITHMS, AlgorithmName, TrainConfig
+from pcn_jax.data import DataConfig, Dataset, load
+from pcn_jax.models import ModelConfig, build
+from pcn_jax.training import ALGORITHMS, AlgorithmName, Problem, TrainConfig
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,9 @@ class Experiment:
 
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     """Seeds of initialisation and batches; the data do not depend on them."""
+
+    search_seeds: tyro.conf.Suppress[tuple[int, ...]] = (100, 101, 102)
+    """Seeds on which learning rates are searched: others than those of the runs."""
 
     target_recall: float = 0.5
     """Minority recall up to which steps are counted in the table."""
@@ -88,6 +92,30 @@ class Experiment:
                 f"--learning-rate, or search: python -m experiments.tune {self.name}"
             )
         return float(found[algorithm])
+
+
+def problem(experiment: Experiment) -> tuple[Dataset, Problem]:
+    """The data and the model of an experiment, loaded once.
+
+    Args:
+      experiment: Any with this data and model.
+
+    Returns:
+      Both; the same objects again for the next experiment that has them.
+
+    Raises:
+      FileNotFoundError: If the data set is not there.
+    """
+    return _problem(experiment.data, experiment.model, experiment.microbatch_size)
+
+
+@functools.lru_cache(maxsize=2)
+def _problem(
+    data: DataConfig, model: ModelConfig, microbatch_size: int
+) -> tuple[Dataset, Problem]:
+    dataset = load(data)
+    net = build(model, dataset.num_classes)
+    return dataset, Problem(dataset, net, microbatch_size=microbatch_size)
 
 
 def learning_rates_path(setup: str) -> Path:
@@ -185,12 +213,14 @@ SETUPS: dict[str, Experiment] = {
     ),
     "automobile-truck-cnn": Experiment(
         name="automobile-truck-cnn",
+        search_seeds=(100,),
         data=DATA_SETUPS["automobile-truck"],
         model=ModelConfig(name="cnn"),
         train=TrainConfig(steps=300, batch_size=128, measurements_per_decade=5),
     ),
     "automobile-truck-mlp": Experiment(
         name="automobile-truck-mlp",
+        search_seeds=(100,),
         data=DATA_SETUPS["automobile-truck"],
         model=ModelConfig(name="mlp", features=(32, 32)),
         train=TrainConfig(
@@ -199,6 +229,7 @@ SETUPS: dict[str, Experiment] = {
     ),
     "cifar10-multi-mlp": Experiment(
         name="cifar10-multi-mlp",
+        search_seeds=(100,),
         data=DATA_SETUPS["cifar10-multi"],
         model=ModelConfig(name="mlp", features=(32, 32)),
         train=TrainConfig(

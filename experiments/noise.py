@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.claims.finding import Size
-from experiments.experiment import Experiment
-from experiments.study import FOLDERS, commit, problem
+from experiments.experiment import Experiment, problem
+from experiments.study import FOLDERS, commit
 from pcn_jax.training import Problem, environment, make_train, plain
 
 BATCH_SIZES = (1, 2, 3, 4, 6, 8, 10, 16, 32, 64)

@@ -7,7 +7,6 @@ again without training; those of the fast one are in `runs/reproduce`.
 
 import dataclasses
 import datetime
-import functools
 import json
 import subprocess
 from collections.abc import Iterable
@@ -17,13 +16,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments.claims.finding import Size
-from experiments.experiment import SETUPS, Experiment
-from pcn_jax.data import Dataset, load
-from pcn_jax.models import build
+from experiments.experiment import SETUPS, Experiment, problem
+from experiments.tune import search
 from pcn_jax.training import (
     ALGORITHMS,
     AlgorithmName,
-    Problem,
     Record,
     environment,
     make_train,
@@ -34,6 +31,7 @@ FOLDERS: dict[Size, Path] = {"fast": Path("runs/reproduce"), "full": Path("resul
 BINARY: dict[Size, str] = {"fast": "digits-halves", "full": "automobile-truck-mlp"}
 MANY: dict[Size, str] = {"fast": "digits-lt", "full": "cifar10-multi-mlp"}
 _DIGITS = 5
+_COMMAND = "python -m experiments.reproduce"
 
 
 class Curves(NamedTuple):
@@ -74,6 +72,8 @@ def collect(
 ) -> Study:
     """Reads the runs of an experiment, after training those that are missing.
 
+    A learning rate that is not known yet is searched first.
+
     Args:
       experiment: The set-up and the seeds.
       size: Decides where runs are kept.
@@ -84,13 +84,14 @@ def collect(
       The curves of each algorithm.
 
     Raises:
-      ValueError: If no learning rate is known.
-      FileNotFoundError: If runs are missing and the data set is not there.
+      FileNotFoundError: If something is missing and the data set is not there.
     """
     study: Study = {}
     for algorithm in algorithms or experiment.algorithms:
-        given = experiment.learning_rate
-        rate = given or (rates_of or experiment).learning_rate_of(algorithm)
+        tuned = experiment if experiment.learning_rate else rates_of or experiment
+        if tuned.learning_rate is None:
+            search(tuned, algorithm, _COMMAND)
+        rate = tuned.learning_rate_of(algorithm)
         path = FOLDERS[size] / experiment.name / f"{algorithm}.json"
         description = _description(experiment, algorithm, rate)
         kept = _read(path, description)
@@ -109,14 +110,6 @@ def binary(size: Size) -> Experiment:
 def many(size: Size) -> Experiment:
     """The long-tailed set-up with ten classes."""
     return SETUPS[MANY[size]]
-
-
-@functools.lru_cache(maxsize=2)
-def problem(experiment: Experiment) -> tuple[Dataset, Problem]:
-    """The data and the model of an experiment, loaded once."""
-    dataset = load(experiment.data)
-    model = build(experiment.model, dataset.num_classes)
-    return dataset, Problem(dataset, model, microbatch_size=experiment.microbatch_size)
 
 
 def commit() -> str:
@@ -138,7 +131,7 @@ def _train(
     kept: dict[str, Any],
     path: Path,
 ) -> None:
-    dataset, of_problem = problem(_without_runs(experiment))
+    dataset, of_problem = problem(experiment)
     rate = kept["description"]["learning_rate"]
     train = make_train(of_problem, algorithm, rate, experiment.train)
     for seed in seeds:
@@ -157,17 +150,6 @@ def _train(
         partial.replace(path)
         label = ALGORITHMS[algorithm].label
         print(f"  {experiment.name}, {label}, seed {seed}", flush=True)
-
-
-def _without_runs(experiment: Experiment) -> Experiment:
-    """What `problem` needs, so that variants of a set-up share it."""
-    return dataclasses.replace(
-        experiment,
-        name="",
-        algorithms=("sgd",),
-        seeds=(0,),
-        train=dataclasses.replace(experiment.train, steps=0),
-    )
 
 
 def _description(

@@ -13,11 +13,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from experiments.experiment import SETUPS, Experiment, parse
+from experiments.experiment import SETUPS, Experiment, parse, problem
 from experiments.figures import draw
 from experiments.summary import summarise, table
-from pcn_jax.data import Dataset, load
-from pcn_jax.models import build
+from pcn_jax.data import Dataset
 from pcn_jax.training import (
     ALGORITHMS,
     AlgorithmName,
@@ -48,11 +47,9 @@ def run(experiment: Experiment) -> tuple[Dataset, Runs]:
       ValueError: If a finished run in the folder was made with other options, or an
         algorithm cannot be run like this.
     """
-    dataset = load(experiment.data)
-    model = build(experiment.model, dataset.num_classes)
-    problem = Problem(dataset, model, microbatch_size=experiment.microbatch_size)
+    dataset, of_problem = problem(experiment)
     runs: Runs = {}
-    for algorithm, train in _prepared(experiment, dataset, problem).items():
+    for algorithm, train in _prepared(experiment, dataset, of_problem).items():
         for seed in experiment.seeds:
             folder = _folder(experiment, algorithm, seed)
             description = _description(experiment, algorithm, seed, dataset)
@@ -67,7 +64,7 @@ def run(experiment: Experiment) -> tuple[Dataset, Runs]:
 
 
 def _prepared(
-    experiment: Experiment, dataset: Dataset, problem: Problem
+    experiment: Experiment, dataset: Dataset, of_problem: Problem
 ) -> dict[AlgorithmName, Callable[..., TrainState]]:
     """The runs of all algorithms, refused before the first if one cannot be made."""
     for algorithm in experiment.algorithms:
@@ -83,7 +80,7 @@ def _prepared(
                 )
     return {
         algorithm: make_train(
-            problem,
+            of_problem,
             algorithm,
             experiment.learning_rate_of(algorithm),
             experiment.train,

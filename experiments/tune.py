@@ -14,13 +14,22 @@ import shlex
 import statistics
 import sys
 
-from experiments.experiment import SETUPS, Experiment, learning_rates_path, parse
-from pcn_jax.data import load
-from pcn_jax.models import build
-from pcn_jax.training import ALGORITHMS, Problem, Record, make_train
+from experiments.experiment import (
+    SETUPS,
+    Experiment,
+    learning_rates_path,
+    parse,
+    problem,
+)
+from pcn_jax.training import ALGORITHMS, AlgorithmName, Record, make_train
 
-GRID = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
-SEEDS = (100, 101, 102)
+_SMALL = (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
+GRIDS = {
+    "sgd": (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0),
+    "adam": _SMALL,
+    "adamw": _SMALL,
+}
+"""Learning rates that are searched, by the optimizer."""
 
 
 def score(records: list[Record]) -> float:
@@ -39,37 +48,46 @@ def score(records: list[Record]) -> float:
     return statistics.fmean(r["validation"]["macro_recall"] for r in records[1:])
 
 
-def tune(experiment: Experiment, command: str) -> None:
-    """Searches what is not yet in the file, and writes it after each algorithm.
+def search(experiment: Experiment, algorithm: AlgorithmName, command: str) -> None:
+    """Searches the rates that are not yet in the file of a set-up, and writes them.
 
     Args:
-      experiment: Algorithms, seeds and all but the learning rates.
+      experiment: All but the algorithm and the learning rate; `search_seeds` count.
+      algorithm: Whose learning rate is wanted.
       command: What was typed, for the file.
+
+    Raises:
+      FileNotFoundError: If the data set is not there.
     """
-    dataset = load(experiment.data)
-    model = build(experiment.model, dataset.num_classes)
-    problem = Problem(dataset, model, microbatch_size=experiment.microbatch_size)
     path = learning_rates_path(experiment.name)
     scores: dict[str, dict[str, float]] = {}
     if path.exists():
         scores = json.loads(path.read_text())["scores"]
-    for algorithm in experiment.algorithms:
-        of_rates = scores.setdefault(algorithm, {})
-        for rate in GRID:
-            if f"{rate:g}" in of_rates and not experiment.overwrite:
-                continue
-            train = make_train(problem, algorithm, rate, experiment.train)
-            of_seeds = []
-            for seed in experiment.seeds:
-                records: list[Record] = []
-                train(seed, on_record=records.append)
-                of_seeds.append(score(records))
-            of_rates[f"{rate:g}"] = round(statistics.fmean(of_seeds), 4)
-        best = {name: float(max(s, key=s.__getitem__)) for name, s in scores.items()}
-        found = {"command": command, "best": best, "scores": scores}
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(json.dumps(found, indent=1) + "\n")
-        print(f"{ALGORITHMS[algorithm].label}: {best[algorithm]:g} of {of_rates}")
+    of_rates = scores.setdefault(algorithm, {})
+    grid = GRIDS[experiment.train.optimizer.name]
+    missing = [
+        rate for rate in grid if experiment.overwrite or f"{rate:g}" not in of_rates
+    ]
+    if not missing:
+        return
+    _, of_problem = problem(experiment)
+    for rate in missing:
+        train = make_train(of_problem, algorithm, rate, experiment.train)
+        of_seeds = []
+        for seed in experiment.search_seeds:
+            records: list[Record] = []
+            train(seed, on_record=records.append)
+            of_seeds.append(score(records))
+        of_rates[f"{rate:g}"] = round(statistics.fmean(of_seeds), 4)
+    best = {name: float(max(s, key=s.__getitem__)) for name, s in scores.items()}
+    found = {"command": command, "best": best, "scores": scores}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(found, indent=1) + "\n")
+    print(
+        f"{experiment.name}, {ALGORITHMS[algorithm].label}: {best[algorithm]:g} of "
+        f"{of_rates}",
+        flush=True,
+    )
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -79,12 +97,16 @@ def main(arguments: list[str] | None = None) -> None:
       arguments: Instead of those of the process.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
+    command = shlex.join(["python", "-m", "experiments.tune", *arguments])
     setups = {
-        name: dataclasses.replace(setup, seeds=SEEDS) for name, setup in SETUPS.items()
+        name: dataclasses.replace(setup, seeds=setup.search_seeds)
+        for name, setup in SETUPS.items()
     }
     try:
         experiment = parse("experiments.tune", arguments, setups, __doc__ or "")
-        tune(experiment, shlex.join(["python", "-m", "experiments.tune", *arguments]))
+        experiment = dataclasses.replace(experiment, search_seeds=experiment.seeds)
+        for algorithm in experiment.algorithms:
+            search(experiment, algorithm, command)
     except (ValueError, FileNotFoundError) as error:
         sys.exit(f"error: {error}")
 

@@ -31,6 +31,7 @@ from pcn_jax.samplers import (
     uniform,
 )
 from pcn_jax.transforms import (
+    class_momentum,
     clip_by_class_norm,
     pcngd,
     pcnsgd,
@@ -54,6 +55,7 @@ __all__ = [
     "class_alignment",
     "class_cosines",
     "class_means",
+    "class_momentum",
     "class_norms",
     "clip_by_class_norm",
     "combine",

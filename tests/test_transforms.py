@@ -23,6 +23,7 @@ LINKS: dict[str, Callable[[], optax.GradientTransformationExtraArgs]] = {
     "scale_by_class_alignment, published": functools.partial(
         pcn_jax.scale_by_class_alignment, published_code=True
     ),
+    "class_momentum": functools.partial(pcn_jax.class_momentum, 2, 0.9),
     "clip_by_class_norm": functools.partial(pcn_jax.clip_by_class_norm, 1.0),
     "scale_by_class_frequency": pcn_jax.scale_by_class_frequency,
     "scale_by_class_angle": pcn_jax.scale_by_class_angle,
@@ -45,12 +46,13 @@ OPTIMIZERS = {
 }
 update_of = {name: jax.jit(tx.update) for name, tx in OPTIMIZERS.items()}
 # Those that scale rows, for any number of classes; halves of classes are not classes.
-SCALINGS = [
-    name
-    for name in LINKS
-    if name
-    not in ("scale_by_class_angle", "scale_by_smoothed_class_norm", "sum_over_classes")
-]
+OTHERS = (
+    "class_momentum",
+    "scale_by_class_angle",
+    "scale_by_smoothed_class_norm",
+    "sum_over_classes",
+)
+SCALINGS = [name for name in LINKS if name not in OTHERS]
 
 every_transformation = pytest.mark.parametrize("name", TRANSFORMATIONS)
 every_scaling = pytest.mark.parametrize("name", SCALINGS)

@@ -82,6 +82,10 @@ class Hyperparameters(Protocol):
         """See `published_code` of `pcn_jax.scale_by_class_alignment`."""
 
     @property
+    def class_momentum(self) -> float:
+        """Of `pcn_jax.class_momentum` before class gradients are normalised, or 0."""
+
+    @property
     def angle_step_size(self) -> bool:
         """Whether PCNGD uses `pcn_jax.scale_by_class_angle`."""
 
@@ -90,6 +94,15 @@ def _pcngd(chosen: Hyperparameters, num_classes: int) -> Links:
     del num_classes
     angle = [transforms.scale_by_class_angle()] if chosen.angle_step_size else []
     return [transforms.scale_by_class_norm(), *angle]
+
+
+def _normalised(chosen: Hyperparameters, num_classes: int) -> Links:
+    momentum = transforms.class_momentum(num_classes, chosen.class_momentum)
+    return [momentum] * bool(chosen.class_momentum) + [transforms.scale_by_class_norm()]
+
+
+def _normalised_weights(chosen: Hyperparameters) -> ClassWeights | None:
+    return None if chosen.class_momentum else weights.inverse_norm()
 
 
 def _rescaled(chosen: Hyperparameters, num_classes: int) -> Links:
@@ -106,10 +119,7 @@ def _rescaled_weights(chosen: Hyperparameters) -> ClassWeights | None:
     return weights.inverse_alignment(min_alignment=chosen.min_alignment)
 
 
-_NORMALISED = (
-    lambda *_: [transforms.scale_by_class_norm()],
-    lambda _: weights.inverse_norm(),
-)
+_NORMALISED = (_normalised, _normalised_weights)
 _REWEIGHTED = (
     lambda *_: [transforms.scale_by_class_frequency()],
     lambda _: weights.inverse_frequency(),
@@ -134,8 +144,12 @@ ALGORITHMS: dict[AlgorithmName, Algorithm] = {
     "sgd": Algorithm("SGD", "stratified", None),
     "sgd+o": Algorithm("SGD+O", "oversampled", None),
     "sgd+rw": Algorithm("SGD+RW", "stratified", *_REWEIGHTED),
-    "pcnsgd": Algorithm("PCNSGD", "stratified", *_NORMALISED),
-    "pcnsgd+o": Algorithm("PCNSGD+O", "oversampled", *_NORMALISED),
+    "pcnsgd": Algorithm(
+        "PCNSGD", "stratified", *_NORMALISED, options=("class_momentum",)
+    ),
+    "pcnsgd+o": Algorithm(
+        "PCNSGD+O", "oversampled", *_NORMALISED, options=("class_momentum",)
+    ),
     "pcnsgd+r": Algorithm(
         "PCNSGD+R",
         "stratified",

@@ -99,6 +99,10 @@ class TrainConfig:
     decay: float = 0.99
     """pcnsgd+split: of the moving average of squared norms."""
 
+    class_momentum: float = 0.0
+    """pcnsgd, pcnsgd+o: moving average of each class gradient before its norm is taken;
+    0 is none. Makes all class gradients."""
+
     min_alignment: float = 0.1
     """pcnsgd+r: alignment p below which its inverse is not followed further."""
 
@@ -129,6 +133,8 @@ class TrainConfig:
         _check("max_norm", self.max_norm, self.max_norm >= 0, "0 or more")
         _check("min_norm", self.min_norm, self.min_norm > 0, "positive")
         _check("decay", self.decay, 0 <= self.decay < 1, "in [0, 1)")
+        momentum = self.class_momentum
+        _check("class_momentum", momentum, 0 <= momentum < 1, "in [0, 1)")
         in_range = 1e-6 <= self.min_alignment <= 1
         _check("min_alignment", self.min_alignment, in_range, "in [1e-6, 1]")
 

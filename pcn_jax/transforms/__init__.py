@@ -16,7 +16,7 @@ Warning:
     the parameters, and behind the sum it normalises each micro-batch by itself. Use
     `pcn_jax.accumulate`, which adds class sums and normalises once.
   * Momentum, weight decay or clipping from optax *before* the sum acts on the stack of
-    class gradients. Put them behind it.
+    class gradients. Put them behind it; `class_momentum` is the one that belongs there.
 """
 
 from pcn_jax.transforms.aliases import pcngd, pcnsgd
@@ -24,11 +24,13 @@ from pcn_jax.transforms.alignment import scale_by_class_alignment
 from pcn_jax.transforms.angle import scale_by_class_angle
 from pcn_jax.transforms.clipping import clip_by_class_norm
 from pcn_jax.transforms.frequency import scale_by_class_frequency
+from pcn_jax.transforms.momentum import class_momentum
 from pcn_jax.transforms.norm import scale_by_class_norm
 from pcn_jax.transforms.smoothed import scale_by_smoothed_class_norm
 from pcn_jax.transforms.total import sum_over_classes
 
 __all__ = [
+    "class_momentum",
     "clip_by_class_norm",
     "pcngd",
     "pcnsgd",

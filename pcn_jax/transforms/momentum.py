@@ -1,0 +1,116 @@
+"""Momentum of each class, before its gradient is normalised."""
+
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+
+from pcn_jax.class_gradients import check_num_classes
+from pcn_jax.geometry import class_norms, scale_rows
+from pcn_jax.precision import at_least_float32
+from pcn_jax.transforms.per_class import check_class_axis, check_counts
+
+
+class ClassMomentumState(NamedTuple):
+    """What is remembered of each class.
+
+    Attributes:
+      averages: Moving average of its gradients from zero on, `[C, *param.shape]`, in
+        float32 or wider.
+      seen: What the average's weights add up to, below 1 at first, `[C]`.
+    """
+
+    averages: chex.ArrayTree
+    seen: jax.Array
+
+
+def class_momentum(
+    num_classes: int, decay: float
+) -> optax.GradientTransformationExtraArgs:
+    """Puts the moving average of each class gradient in its place.
+
+    Directional noise is highest where a class has few examples in the batch. An average
+    over steps lowers it *before* the length is taken, so that less of the length that
+    is divided by is noise. In front of `scale_by_class_norm` or `clip_by_class_norm`;
+    momentum behind the sum cannot undo what normalising did. Averages are corrected for
+    their start from zero.
+
+    It remembers `C` times the parameters, and class gradients have to be made:
+    `scale_by_smoothed_class_norm`, which has the same end, remembers `C` numbers.
+
+    Args:
+      num_classes: `C`.
+      decay: Of the moving average, in [0, 1); 0 changes nothing.
+
+    Returns:
+      A transformation of class gradients with a `ClassMomentumState`. Its `update`
+      needs the extra argument `class_counts`, those of the batch `[C]`: a class that is
+      absent keeps its average, and contributes nothing to this step.
+
+    Raises:
+      ValueError: If `num_classes` is not a positive integer or `decay` not in [0, 1);
+        in `update`, if `class_counts` is missing or there is not one row a class.
+
+    Example:
+      >>> import pcn_jax
+      >>> tx = optax.chain(class_momentum(2, 0.5), pcn_jax.scale_by_class_norm())
+      >>> params, counts = jnp.zeros(2), jnp.array([3, 1])
+      >>> state = tx.init(params)
+      >>> for grads in ([[3.0, 0.0], [0.0, 1.0]], [[0.0, 2.0], [0.0, 1.0]]):
+      ...     updates, state = tx.update(
+      ...         jnp.array(grads), state, params, class_counts=counts
+      ...     )
+      >>> print(updates.round(2))
+      [[0.6 0.8]
+       [0.  1. ]]
+    """
+    check_num_classes(num_classes)
+    if not isinstance(decay, jax.Array) and not 0 <= decay < 1:
+        raise ValueError(f"decay must be in [0, 1), got {decay!r}.")
+    name = "class_momentum"
+
+    def init(params: optax.Params) -> ClassMomentumState:
+        rows = jax.tree.map(
+            lambda p: at_least_float32(
+                jnp.zeros((num_classes, *jnp.shape(p)), jnp.result_type(p))
+            ),
+            params,
+        )
+        return ClassMomentumState(rows, jnp.zeros(num_classes))
+
+    def update(
+        updates: optax.Updates,
+        state: ClassMomentumState,
+        params: optax.Params | None = None,
+        *,
+        class_counts: Any = None,
+        **extra: Any,
+    ) -> tuple[optax.Updates, ClassMomentumState]:
+        del extra
+        check_class_axis(name, updates, params)
+        norms = class_norms(updates)
+        if len(norms) != num_classes:
+            raise ValueError(
+                f"{name} was made for {num_classes} classes, got {len(norms)} rows."
+            )
+        here = check_counts(name, class_counts, norms) > 0
+        kept = jnp.where(here, decay, 1)
+        averages = jax.tree.map(
+            lambda old, g: (
+                scale_rows(old, kept) + scale_rows(g, jnp.where(here, 1 - decay, 0))
+            ).astype(old.dtype),
+            state.averages,
+            updates,
+        )
+        seen = kept * state.seen + jnp.where(here, 1 - decay, 0)
+        corrected = scale_rows(
+            averages, jnp.where(here, 1 / jnp.where(here, seen, 1), 0)
+        )
+        return (
+            jax.tree.map(lambda x, g: x.astype(g.dtype), corrected, updates),
+            ClassMomentumState(averages, seen.astype(state.seen.dtype)),
+        )
+
+    return optax.GradientTransformationExtraArgs(init, update)
