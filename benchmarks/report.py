@@ -65,11 +65,12 @@ def draw(results: dict[str, Any], folder: Path) -> None:
         "The bars: 1.25 times the plain gradient up to 10 classes, 1.35 at 100, 1.5 at",
         "1000; temporaries twice those of the plain gradient (2.5 times for nets with",
         "convolutions); compile time four times; errors 1e-5 in float32 and 1e-11 in",
-        "float64; no more milliseconds than the fastest peer. **Bold**: missed.",
+        "float64; ratio and milliseconds no larger than the best peer's. **Bold**:",
+        "missed.",
         "",
-        "| net | batch | classes | labels | ratio | ms | best peer, ms | temporaries "
-        "| compile | error, float32 | float64 |",
-        "| --- | --: | --: | --- | --: | --: | --: | --: | --: | --: | --: |",
+        "| net | batch | classes | labels | ratio | best peer | ms | best peer "
+        "| temporaries | compile | error, float32 | float64 |",
+        "| --- | --: | --: | --- | --: | --: | --: | --: | --: | --: | --: | --: |",
         *map(_summary, records),
         "",
         "## Every method",
@@ -104,11 +105,17 @@ def _summary(record: dict[str, Any]) -> str:
     ratio = float(np.median(_ratios(record, "jax: fused")))
     time = float(np.median(fused["ms"]))
     peers = [
-        float(np.median(facts["ms"]))
+        name
         for name, facts in methods.items()
         if name.startswith("torch") and name != "torch: plain" and facts["ms"]
     ]
-    best = min(peers, default=float("nan"))
+    best_ratio, best_time = (
+        min(map(measured, peers), default=float("nan"))
+        for measured in (
+            lambda name: float(np.median(_ratios(record, name))),
+            lambda name: float(np.median(methods[name]["ms"])),
+        )
+    )
     memory = fused["temporary_mb"] / plain["temporary_mb"]
     compiled = fused["compile_s"] / plain["compile_s"]
     limit = next(
@@ -119,9 +126,10 @@ def _summary(record: dict[str, Any]) -> str:
         str(case["batch_size"]),
         str(case["num_classes"]),
         case["labels"],
-        _bold(f"{ratio:.2f}", ratio > limit),
-        _bold(f"{time:.1f}", time > best),
-        f"{best:.1f}" if peers else "",
+        _bold(f"{ratio:.2f}", ratio > min(limit, best_ratio)),
+        f"{best_ratio:.2f}" if peers else "",
+        _bold(f"{time:.1f}", time > best_time),
+        f"{best_time:.1f}" if peers else "",
         _bold(f"{memory:.2f}", memory > _MEMORY[case["net"] == "mlp"]),
         _bold(f"{compiled:.1f}", compiled > _COMPILE),
         _bold(f"{fused['error_float32']:.0e}", fused["error_float32"] > _SINGLE),

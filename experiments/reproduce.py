@@ -35,13 +35,16 @@ from experiments.claims import (
     c8_architectures,
     c9_end_of_training,
     c10_smoothed_norm,
+    c11_settings,
     theory,
 )
 from experiments.claims.finding import Finding, Size
 from experiments.study import commit
 from pcn_jax.training import plain
 
-Claim = Literal["theory", "C1", "C2", "C3", "C4", "C5", "C6", "C7", "C8", "C9", "C10"]
+Claim = Literal[
+    "theory", "C1", "C2", "C3", "C4", "C5", "C6", "C7", "C8", "C9", "C10", "C11"
+]
 CLAIMS: dict[Claim, Callable[[Size], Finding]] = {
     "theory": theory.find,
     "C1": c1_initial_drop.find,
@@ -54,13 +57,14 @@ CLAIMS: dict[Claim, Callable[[Size], Finding]] = {
     "C8": c8_architectures.find,
     "C9": c9_end_of_training.find,
     "C10": c10_smoothed_norm.find,
+    "C11": c11_settings.find,
 }
 RESULTS = Path("RESULTS.md")
 FIGURES = Path("docs/results")
 _HEAD = """# Results
 
 What came of each claim of [the paper](https://arxiv.org/abs/2207.00391) (C1 to C8)
-and of two of our own (C9, C10). Made by `make reproduce`; every number is that of a
+and of three of our own (C9 to C11). Made by `make reproduce`; every number is that of a
 run kept in [results/](results), and every run goes through the same loop. In
 brackets: 95 % intervals over five seeds, by bootstrap; comparisons are paired, since
 the runs of a seed start from the same parameters and see the same data. Recalls are

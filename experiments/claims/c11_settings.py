@@ -1,0 +1,224 @@
+"""C11: floor, decay and optimizer of the smoothed norm, and momentum of each class."""
+
+import dataclasses
+import functools
+import json
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.figure import Figure
+from tabulate import tabulate
+
+from experiments.claims.finding import Effect, Finding, Size
+from experiments.claims.measures import macro_recall, over_log_steps
+from experiments.experiment import SETUPS, Experiment, learning_rates_path
+from experiments.figures import COLOURS, STYLE
+from experiments.intervals import difference, interval
+from experiments.study import Curves, collect
+from pcn_jax.training import ALGORITHMS, AlgorithmName, OptimizerConfig
+
+TITLE = "One setting of the smoothed norm is never much worse than the best of all"
+SETUPS_OF: dict[Size, tuple[str, ...]] = {
+    "fast": ("digits-halves", "digits-lt"),
+    "full": ("automobile-truck-mlp", "cifar10-multi-mlp", "digits-halves", "digits-lt"),
+}
+_MUCH = 0.05
+"""Macro recall over training that the one setting may be below the best of all."""
+_NEARLY = 0.95
+_NOTES = """\
+Macro recall over training is the mean over the log-spaced measurements after the start.
+Each line has its own learning rate, from the same search. Rates that work: those of the
+search's grid within 5 % of the best score. Momentum is 0.9 behind the sum over classes;
+class momentum is before class gradients are normalised, and remembers all of them, the
+smoothed norm one number a class. Not run: momentum and Adam on ten classes of
+CIFAR-10."""
+
+
+class Variant(NamedTuple):
+    """An algorithm with some of its settings changed.
+
+    Attributes:
+      label: In tables and figures, and of the folder with its runs.
+      algorithm: Its name.
+      changes: Fields of `TrainConfig`.
+    """
+
+    label: str
+    algorithm: AlgorithmName
+    changes: dict[str, Any]
+
+    def of(self, setup: Experiment) -> Experiment:
+        """The set-up so changed; itself if nothing is."""
+        changed = dataclasses.replace(setup.train, **self.changes)
+        if changed == setup.train:
+            return setup
+        name = f"{setup.name}/{self.label.lower().replace(' ', '-')}"
+        return dataclasses.replace(setup, name=name, train=changed)
+
+
+def _split(**changes: Any) -> Variant:
+    label = ", ".join(f"{name} {value:g}" for name, value in changes.items())
+    return Variant(label.replace("min_norm", "floor"), "pcnsgd+split", changes)
+
+
+FLOORS = [_split(min_norm=floor) for floor in (0.3, 1.0, 3.0, 10.0)]
+DECAYS = [_split(decay=decay) for decay in (0.0, 0.9, 0.99, 0.999)]
+CLASS_MOMENTUM = [
+    Variant(f"class momentum {decay:g}", "pcnsgd", {"class_momentum": decay})
+    for decay in (0.9, 0.99)
+]
+_OPTIMIZERS = {
+    "momentum": OptimizerConfig(momentum=0.9),
+    "adam": OptimizerConfig(name="adam"),
+}
+_BEHIND: tuple[AlgorithmName, ...] = ("sgd+rw", "pcnsgd+clip", "pcnsgd+split")
+BEHIND = [
+    Variant(optimizer, algorithm, {"optimizer": config})
+    for optimizer, config in _OPTIMIZERS.items()
+    for algorithm in _BEHIND
+]
+_PLAIN: tuple[AlgorithmName, ...] = (
+    "sgd+rw",
+    "pcnsgd",
+    "pcnsgd+o",
+    "pcnsgd+clip",
+    "pcnsgd+split",
+)
+PLAIN = [Variant("", algorithm, {}) for algorithm in _PLAIN]
+_ONE = PLAIN[-1]
+_Runs = dict[tuple[str, AlgorithmName], Curves]
+
+
+def find(size: Size) -> Finding:
+    """Compares settings on all set-ups, each with a learning rate of its own.
+
+    Args:
+      size: Of the study; the fast one looks at floors alone.
+
+    Returns:
+      The finding.
+    """
+    studies = {name: _collect(name, size) for name in SETUPS_OF[size]}
+    effects, rows = [], []
+    for setup, runs in studies.items():
+        effects += _effects(setup, runs)
+        rows += [
+            [
+                setup,
+                _label(*key),
+                f"{curves.learning_rate:g}",
+                _rates_that_work(setup, *key),
+                interval(over_log_steps(macro_recall(curves))),
+                interval(macro_recall(curves)[:, -1]),
+            ]
+            for key, curves in runs.items()
+        ]
+    head = [
+        "set-up",
+        "",
+        "learning rate",
+        "rates that work",
+        "macro recall over training",
+        "at the end",
+    ]
+    return Finding(
+        title=TITLE,
+        effects=effects,
+        table=tabulate(rows, head, tablefmt="github"),
+        draw=functools.partial(_draw, studies),
+        notes=_NOTES,
+    )
+
+
+def variants(setup: str, size: Size) -> list[Variant]:
+    """What is compared on a set-up."""
+    if size == "fast":
+        return [*PLAIN, *FLOORS]
+    behind = [] if setup == "cifar10-multi-mlp" else BEHIND
+    return [*PLAIN, *FLOORS, *DECAYS, *CLASS_MOMENTUM, *behind]
+
+
+def _collect(setup: str, size: Size) -> _Runs:
+    runs: _Runs = {}
+    for variant in variants(setup, size):
+        changed = variant.of(SETUPS[setup])
+        label = variant.label if changed.name != setup else ""
+        found = collect(changed, size, algorithms=[variant.algorithm])
+        runs[label, variant.algorithm] = found[variant.algorithm]
+    return runs
+
+
+def _effects(setup: str, runs: _Runs) -> list[Effect]:
+    over = {key: over_log_steps(macro_recall(curves)) for key, curves in runs.items()}
+    ours = over["", _ONE.algorithm]
+    alike = {
+        key: values
+        for key, values in over.items()
+        if key[0] not in _OPTIMIZERS and key != ("", _ONE.algorithm)
+    }
+    best = max(alike, key=lambda key: float(alike[key].mean()))
+    less = difference(ours, alike[best])
+    effects = [
+        Effect(
+            f"{setup}: macro recall over training less that of the best of "
+            f"{len(alike)} others, {_label(*best)}: {less}, at most {_MUCH} below",
+            less.low >= -_MUCH,
+        )
+    ]
+    if ("decay 0", _ONE.algorithm) in over:
+        less = difference(ours, over["decay 0", _ONE.algorithm])
+        effects.append(
+            Effect(f"{setup}: less that without smoothing: {less}", less.low > -0.01)
+        )
+    for optimizer in _OPTIMIZERS:
+        if (optimizer, _ONE.algorithm) in over:
+            less = difference(over[optimizer, _ONE.algorithm], ours)
+            effects.append(
+                Effect(
+                    f"{setup}: with {optimizer} behind the sum, less that without: "
+                    f"{less}, at most {_MUCH} below",
+                    less.low >= -_MUCH,
+                )
+            )
+    return effects
+
+
+def _label(label: str, algorithm: AlgorithmName) -> str:
+    name = ALGORITHMS[algorithm].label
+    return f"{name}, {label}" if label else name
+
+
+def _rates_that_work(setup: str, label: str, algorithm: AlgorithmName) -> str:
+    variant = f"{setup}/{label.replace(' ', '-')}" if label else setup
+    found = json.loads(learning_rates_path(variant).read_text(encoding="utf-8"))
+    of_rates: Mapping[str, float] = found["scores"][algorithm]
+    least = _NEARLY * max(of_rates.values())
+    good = [float(rate) for rate, score in of_rates.items() if score >= least]
+    return f"{min(good):g} to {max(good):g}" if len(good) > 1 else f"{good[0]:g}"
+
+
+def _draw(studies: Mapping[str, _Runs]) -> Figure:
+    keys = list(dict.fromkeys(key for runs in studies.values() for key in runs))
+    with plt.style.context(STYLE):
+        figure, axes = plt.subplots(
+            1,
+            len(studies),
+            figsize=(2.2 * len(studies) + 1.6, 0.19 * len(keys) + 0.9),
+            sharey=True,
+            squeeze=False,
+        )
+        for axis, (setup, runs) in zip(axes[0], studies.items(), strict=True):
+            for key, curves in runs.items():
+                found = interval(over_log_steps(macro_recall(curves)))
+                y, colour = keys.index(key), COLOURS[key[1]]
+                axis.plot([found.low, found.high], [y, y], color=colour, linewidth=1.4)
+                axis.plot(found.mean, y, "o", color=colour, markersize=4)
+            one = over_log_steps(macro_recall(runs["", _ONE.algorithm])).mean()
+            axis.axvline(float(np.asarray(one)), color="#999999", linewidth=0.8)
+            axis.set_title(setup, loc="left", fontweight="bold", fontsize=8)
+            axis.set_yticks(range(len(keys)), [_label(*key) for key in keys])
+        axes[0][0].invert_yaxis()
+        figure.supxlabel("macro recall over training", fontsize=8)
+    return figure
