@@ -197,45 +197,67 @@ class SmoothedNormState(NamedTuple):
 
     Attributes:
       squares: Moving average of `⟨G_a, G_b⟩` from zero on, `[C]`.
-      seen: What the average's weights add up to, below 1 at first, `[C]`.
+      lengths: The same of `‖G‖²`, the noise of the batch included, `[C]`.
+      seen: What the weights of both add up to, below 1 at first, `[C]`.
     """
 
     squares: jax.Array
+    lengths: jax.Array
     seen: jax.Array
+
+    @property
+    def alignment(self) -> jax.Array:
+        """An estimate of the paper's `p_l` without a pass over all data, `[C]`.
+
+        Zero where nothing was seen yet, or less than the noise.
+        """
+        lengths = jnp.where(self.lengths > 0, self.lengths, 1)
+        return jnp.sqrt(jnp.clip(self.squares / lengths, 0, 1))
 
 
 def inverse_smoothed_norm(
-    min_norm: float, *, decay: float = 0.99
+    min_norm: float, *, decay: float = 0.99, min_alignment: float = 0.5
 ) -> StatefulClassWeights:
     """PCN by the true norm instead of the noisy one, with a floor.
 
-        w_l = (B / B_l) / max(√EMA⟨G_a, G_b⟩, min_norm)
+        w_l = (B / B_l) / max(‖G‖_smoothed, min_norm)
+        ‖G‖_smoothed = √max(EMA⟨G_a, G_b⟩, min_alignment² EMA‖G‖²)
 
     Under mini-batches PCN divides by the norm of a noisy class gradient, `‖Ĝ‖² ≈ ‖G‖² +
     σ²/b`: the noisier a class, the shorter its step. The examples of a class in the
     batch, split in two halves, tell how long the true gradient is: their noise is
     independent, so `⟨G_a, G_b⟩` is on average `‖G‖²`, `G` being the gradient of the
-    class's mean loss. Smoothed over steps, one number a class, it takes the place of
-    the noisy norm. The floor lets the step shrink as a class is learned, as in
-    clipping. What `pcn_jax.scale_by_smoothed_class_norm` does in a chain.
+    class's mean loss. Smoothed over steps, two numbers a class, it takes the place of
+    the noisy norm.
+
+    The ratio of both averages is an estimate of `p²`, how much of a mini-batch gradient
+    points along the true one. As in `inverse_alignment`, its inverse is not followed
+    below `min_alignment`: from few examples, and above all in the first steps, the
+    estimate is near zero by chance. The floor lets the step shrink as a class is
+    learned, as in clipping.
+
+    What `pcn_jax.scale_by_smoothed_class_norm` does in a chain.
 
     | case                                  | the norm of the class is              |
     | ------------------------------------- | ------------------------------------- |
-    | two examples or more in some batch    | the root of the moving average        |
-    | the average is negative               | zero, so that the floor counts        |
+    | two examples or more in some batch    | as above                              |
+    | the average of products is negative   | `min_alignment` times the noisy one   |
     | never more than one example so far    | that of its gradient, noise included  |
     | absent, or a single example           | as before: its state does not change  |
 
     Args:
       min_norm: Norm of a class-mean gradient below which it is left in proportion; a
         positive number in the units of the loss over those of the parameters.
-      decay: Of the moving average, which is corrected for its start, in [0, 1).
+      decay: Of the moving averages, which are corrected for their start, in [0, 1).
+      min_alignment: How much shorter than the noisy norm the smoothed one may be, in
+        [0, 1]; 1 is the noisy norm, smoothed.
 
     Returns:
       Weights with a state, for `pcn_jax.pcn_value_and_grad`.
 
     Raises:
-      ValueError: If `min_norm` is not positive, or `decay` not in [0, 1).
+      ValueError: If `min_norm` is not positive, `decay` not in [0, 1) or
+        `min_alignment` not in [0, 1].
 
     Example:
       >>> rule = inverse_smoothed_norm(0.5, decay=0.9)
@@ -247,15 +269,14 @@ def inverse_smoothed_norm(
       >>> weights, state = rule.update(statistics, rule.init(2))
       >>> (weights * jnp.array([3.0, 0.5])).round(3).tolist()
       [2.0, 4.0]
+      >>> state.alignment.tolist()
+      [0.5, 0.0]
     """
-    if not isinstance(min_norm, jax.Array) and not min_norm > 0:
-        raise ValueError(f"min_norm must be positive, got {min_norm!r}.")
-    if not isinstance(decay, jax.Array) and not 0 <= decay < 1:
-        raise ValueError(f"decay must be in [0, 1), got {decay!r}.")
+    _check_smoothing(min_norm, decay, min_alignment)
 
     def init(num_classes: int) -> SmoothedNormState:
-        # Two arrays: the same one twice could not be donated.
-        return SmoothedNormState(jnp.zeros(num_classes), jnp.zeros(num_classes))
+        # Three arrays: the same one twice could not be donated.
+        return SmoothedNormState(*(jnp.zeros(num_classes) for _ in range(3)))
 
     def update(
         statistics: ClassStatistics, state: SmoothedNormState
@@ -265,22 +286,41 @@ def inverse_smoothed_norm(
                 "inverse_smoothed_norm needs the halves of each class: it is for "
                 "pcn_jax.pcn_value_and_grad, which makes them."
             )
-        squares = statistics.squared_mean_norms
-        old = SmoothedNormState(*(x.astype(squares.dtype) for x in state))
+        noisy = statistics.mean_norms
         known = statistics.counts >= 2
-        averaged = decay * old.squares + (1 - decay) * jnp.where(known, squares, 0)
-        squares = jnp.where(known, averaged, old.squares)
-        seen = jnp.where(known, decay * old.seen + (1 - decay), old.seen)
-        smoothed = jnp.sqrt(jnp.maximum(squares, 0) / jnp.where(seen > 0, seen, 1))
-        norms = jnp.where(seen > 0, smoothed, statistics.mean_norms)
-        floor = jnp.asarray(min_norm, norms.dtype)
-        weights = statistics.inverse_shares / jnp.maximum(norms, floor)
+        now = SmoothedNormState(
+            statistics.squared_mean_norms, jnp.square(noisy), jnp.ones_like(noisy)
+        )
+        averaged = SmoothedNormState(
+            *(
+                jnp.where(known, decay * old.astype(x.dtype) + (1 - decay) * x, old)
+                for old, x in zip(state, now, strict=True)
+            )
+        )
+        least = averaged.lengths * min_alignment**2
+        squares = jnp.maximum(jnp.maximum(averaged.squares, least), 0)
+        seen = averaged.seen
+        smoothed = jnp.sqrt(squares / jnp.where(seen > 0, seen, 1))
+        norms = jnp.where(seen > 0, smoothed, noisy)
+        weights = statistics.inverse_shares / jnp.maximum(
+            norms, jnp.asarray(min_norm, norms.dtype)
+        )
         new = SmoothedNormState(
-            *(x.astype(s.dtype) for x, s in zip((squares, seen), state, strict=True))
+            *(x.astype(old.dtype) for x, old in zip(averaged, state, strict=True))
         )
         return jnp.where(statistics.counts > 0, weights, 0), new
 
     return StatefulClassWeights(init, update)
+
+
+def _check_smoothing(min_norm: Any, decay: Any, min_alignment: Any) -> None:
+    def check(name: str, value: Any, ok: Callable[[Any], bool], allowed: str) -> None:
+        if not isinstance(value, jax.Array) and not ok(value):
+            raise ValueError(f"{name} must be {allowed}, got {value!r}.")
+
+    check("min_norm", min_norm, lambda x: x > 0, "positive")
+    check("decay", decay, lambda x: 0 <= x < 1, "in [0, 1)")
+    check("min_alignment", min_alignment, lambda x: 0 <= x <= 1, "in [0, 1]")
 
 
 def _inverse(x: jax.Array) -> jax.Array:

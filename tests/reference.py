@@ -169,20 +169,23 @@ def class_weights(
 
 def smoothed_weights(
     gradients: Sequence[Sequence[Params]],
-    history: list[list[float]],
+    history: list[list[tuple[float, float]]],
     size: int,
     *,
     min_norm: float,
     decay: float,
+    least_alignment: float,
 ) -> list[float]:
     """The weights of "SPLIT" from the gradients of single examples of each class.
 
     Args:
       gradients: of every example of each class in the batch, in its order.
-      history: for each class, the estimates of the steps so far; the new one is added.
+      history: for each class, what was seen in the steps so far: inner products of its
+        halves and squared lengths of its mean gradient; the new ones are added.
       size: examples in the batch.
       min_norm: the least norm that is divided by.
       decay: of an estimate's weight in the mean of all, from one step to the next.
+      least_alignment: the least part of the mean length that is taken for the norm.
 
     Returns:
       C weights of the class gradients (shares of the batch's mean loss).
@@ -199,12 +202,17 @@ def smoothed_weights(
                 direction([1.0 / len(half)] * len(half), half)
                 for half in (of_class[0::2], of_class[1::2])
             )
-            estimates.append(dot(a, b))
+            whole = direction([1.0 / count] * count, of_class)
+            estimates.append((dot(a, b), dot(whole, whole)))
         if estimates:
             ages = range(len(estimates) - 1, -1, -1)
             parts = [decay**age for age in ages]
-            mean = math.fsum(p * e for p, e in zip(parts, estimates, strict=True))
-            length = math.sqrt(max(mean / math.fsum(parts), 0.0))
+            product, squared_length = (
+                math.fsum(p * e for p, e in zip(parts, column, strict=True))
+                / math.fsum(parts)
+                for column in zip(*estimates, strict=True)
+            )
+            length = math.sqrt(max(product, least_alignment**2 * squared_length))
         else:
             length = norm(direction(ones, of_class)) / count
         weights.append(size / count / max(length, min_norm))
@@ -232,6 +240,7 @@ def trajectory(
     min_alignment: float = 0.1,
     min_norm: float = 0.3,
     decay: float = 0.99,
+    least_alignment: float = 0.5,
     momentum: float = 0.0,
     nesterov: bool = False,
 ) -> list[Params]:
@@ -249,13 +258,14 @@ def trajectory(
       min_alignment: see `class_weights`.
       min_norm: see `smoothed_weights`.
       decay: see `smoothed_weights`.
+      least_alignment: see `smoothed_weights`.
       momentum: heavy-ball factor, `m <- d + momentum * m`, the step going along `m`.
       nesterov: whether the step goes along `d + momentum * m` instead.
     """
     inputs, labels = full_batch
     num_classes = len(params["b2"])
     velocity = {name: np.zeros_like(value) for name, value in params.items()}
-    history: list[list[float]] = [[] for _ in range(num_classes)]
+    history: list[list[tuple[float, float]]] = [[] for _ in range(num_classes)]
     path = [params]
     for step in range(steps):
         everything = algorithm in ("GD", "PCNGD")
@@ -274,7 +284,12 @@ def trajectory(
                 for c in range(num_classes)
             ]
             weights = smoothed_weights(
-                of_examples, history, len(batch), min_norm=min_norm, decay=decay
+                of_examples,
+                history,
+                len(batch),
+                min_norm=min_norm,
+                decay=decay,
+                least_alignment=least_alignment,
             )
         else:
             weights = class_weights(

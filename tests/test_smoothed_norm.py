@@ -115,7 +115,7 @@ def test_without_noise_it_is_per_class_clipping() -> None:
 def test_a_class_of_one_example_is_taken_by_its_own_norm_and_an_absent_one_waits() -> (
     None
 ):
-    rule = weights.inverse_smoothed_norm(0.5, decay=0.9)
+    rule = weights.inverse_smoothed_norm(0.5, decay=0.9, min_alignment=0)
     statistics = ClassStatistics(
         norms=jnp.array([2.0, 0.0, 1.0]),
         counts=jnp.array([1, 0, 3]),
@@ -128,6 +128,22 @@ def test_a_class_of_one_example_is_taken_by_its_own_norm_and_an_absent_one_waits
     later = statistics._replace(counts=jnp.array([1, 0, 1]))
     _, same = rule.update(later, state)
     chex.assert_trees_all_equal(same, state)
+
+
+def test_the_norm_is_not_taken_to_be_far_shorter_than_the_noisy_one() -> None:
+    """By chance the product of two halves is near zero, or below it."""
+    statistics = ClassStatistics(
+        norms=jnp.array([3.0, 3.0, 3.0]),
+        counts=jnp.array([4, 4, 4]),
+        squared_mean_norms=jnp.array([64.0, 0.01, -5.0]),
+    )
+    norm, noisy = [8.0, 4.5, 4.5], 9.0
+    for alignment, expected in {0.5: norm, 1.0: [noisy] * 3}.items():
+        rule = weights.inverse_smoothed_norm(0.1, min_alignment=alignment)
+        found, state = rule.update(statistics, rule.init(3))
+        np.testing.assert_allclose(3 / found, expected, rtol=1e-6)
+        np.testing.assert_allclose(state.alignment, [8 / 9, 0.1 / 9, 0], rtol=1e-5)
+    assert rule.init(3).alignment.tolist() == [0, 0, 0]
 
 
 def test_halves_take_turns_within_a_class() -> None:
@@ -157,6 +173,8 @@ def test_refuses_bad_calls() -> None:
     rule = weights.inverse_smoothed_norm(0.3)
     with pytest.raises(ValueError, match=r"decay must be in \[0, 1\), got 1"):
         weights.inverse_smoothed_norm(0.3, decay=1)
+    with pytest.raises(ValueError, match=r"min_alignment must be in \[0, 1\], got 2"):
+        weights.inverse_smoothed_norm(0.3, min_alignment=2)
     fused = pcn_jax.pcn_value_and_grad(loss_fn, NUM_CLASSES, weights=rule)
     with pytest.raises(ValueError, match=r"pass state=weights\.init"):
         fused(params, inputs, labels)

@@ -58,22 +58,19 @@ class Variant(NamedTuple):
         return dataclasses.replace(setup, name=name, train=changed)
 
 
-def _split(**changes: Any) -> Variant:
-    label = ", ".join(f"{name} {value:g}" for name, value in changes.items())
-    return Variant(label.replace("min_norm", "floor"), "pcnsgd+split", changes)
+def _split(name: str, field: str, value: float) -> Variant:
+    return Variant(f"{name} {value:g}", "pcnsgd+split", {field: value})
 
 
-FLOORS = [_split(min_norm=floor) for floor in (0.3, 1.0, 3.0, 10.0)]
-DECAYS = [_split(decay=decay) for decay in (0.0, 0.9, 0.99, 0.999)]
-CLASS_MOMENTUM = [
-    Variant(f"class momentum {decay:g}", "pcnsgd", {"class_momentum": decay})
-    for decay in (0.9, 0.99)
-]
+ALIGNMENTS = [_split("alignment", "min_split_alignment", x) for x in (0.0, 1.0)]
+FLOORS = [_split("floor", "min_norm", x) for x in (1.0, 10.0)]
+DECAYS = [_split("decay", "decay", x) for x in (0.0, 0.9)]
+CLASS_MOMENTUM = [Variant("class momentum 0.99", "pcnsgd", {"class_momentum": 0.99})]
 _OPTIMIZERS = {
     "momentum": OptimizerConfig(momentum=0.9),
     "adam": OptimizerConfig(name="adam"),
 }
-_BEHIND: tuple[AlgorithmName, ...] = ("sgd+rw", "pcnsgd+clip", "pcnsgd+split")
+_BEHIND: tuple[AlgorithmName, ...] = ("sgd+rw", "pcnsgd+split")
 BEHIND = [
     Variant(optimizer, algorithm, {"optimizer": config})
     for optimizer, config in _OPTIMIZERS.items()
@@ -134,10 +131,14 @@ def find(size: Size) -> Finding:
 
 def variants(setup: str, size: Size) -> list[Variant]:
     """What is compared on a set-up."""
+    split = [*ALIGNMENTS, *FLOORS, *DECAYS]
     if size == "fast":
-        return [*PLAIN, *FLOORS]
-    behind = [] if setup == "cifar10-multi-mlp" else BEHIND
-    return [*PLAIN, *FLOORS, *DECAYS, *CLASS_MOMENTUM, *behind]
+        return [*PLAIN, *FLOORS[-1:]]
+    if setup == "cifar10-multi-mlp":
+        return [*PLAIN, *ALIGNMENTS[:1], *FLOORS[-1:], *DECAYS[-1:]]
+    if setup == "digits-halves":
+        return [*PLAIN, *split]
+    return [*PLAIN, *split, *CLASS_MOMENTUM, *BEHIND]
 
 
 def _collect(setup: str, size: Size) -> _Runs:

@@ -74,6 +74,10 @@ class Hyperparameters(Protocol):
         """See `pcn_jax.scale_by_smoothed_class_norm`."""
 
     @property
+    def min_split_alignment(self) -> float:
+        """`min_alignment` of `pcn_jax.scale_by_smoothed_class_norm`."""
+
+    @property
     def min_alignment(self) -> float:
         """See `pcn_jax.scale_by_class_alignment`."""
 
@@ -132,10 +136,15 @@ _RESCALED = (_rescaled, _rescaled_weights)
 _SMOOTHED = (
     lambda chosen, num_classes: [
         transforms.scale_by_smoothed_class_norm(
-            num_classes, chosen.min_norm, decay=chosen.decay
+            num_classes,
+            chosen.min_norm,
+            decay=chosen.decay,
+            min_alignment=chosen.min_split_alignment,
         )
     ],
-    lambda chosen: weights.inverse_smoothed_norm(chosen.min_norm, decay=chosen.decay),
+    lambda chosen: weights.inverse_smoothed_norm(
+        chosen.min_norm, decay=chosen.decay, min_alignment=chosen.min_split_alignment
+    ),
 )
 
 ALGORITHMS: dict[AlgorithmName, Algorithm] = {
@@ -165,7 +174,7 @@ ALGORITHMS: dict[AlgorithmName, Algorithm] = {
         "stratified",
         *_SMOOTHED,
         by_halves=True,
-        options=("min_norm", "decay"),
+        options=("min_norm", "decay", "min_split_alignment"),
     ),
 }
 """Every algorithm of the paper, class re-weighting (RW), per-class clipping (clip) and

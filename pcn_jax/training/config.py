@@ -97,7 +97,10 @@ class TrainConfig:
     """pcnsgd+split: norm of a class-mean gradient below which its step shrinks."""
 
     decay: float = 0.99
-    """pcnsgd+split: of the moving average of squared norms."""
+    """pcnsgd+split: of the moving averages of squared norms."""
+
+    min_split_alignment: float = 0.5
+    """pcnsgd+split: how much shorter than the noisy norm the smoothed one may be."""
 
     class_momentum: float = 0.0
     """pcnsgd, pcnsgd+o: moving average of each class gradient before its norm is taken;
@@ -133,6 +136,8 @@ class TrainConfig:
         _check("max_norm", self.max_norm, self.max_norm >= 0, "0 or more")
         _check("min_norm", self.min_norm, self.min_norm > 0, "positive")
         _check("decay", self.decay, 0 <= self.decay < 1, "in [0, 1)")
+        least = self.min_split_alignment
+        _check("min_split_alignment", least, 0 <= least <= 1, "in [0, 1]")
         momentum = self.class_momentum
         _check("class_momentum", momentum, 0 <= momentum < 1, "in [0, 1)")
         in_range = 1e-6 <= self.min_alignment <= 1

@@ -14,11 +14,16 @@ from pcn_jax.weights import SmoothedNormState, inverse_smoothed_norm
 
 
 def scale_by_smoothed_class_norm(
-    num_classes: int, min_norm: float, *, decay: float = 0.99
+    num_classes: int,
+    min_norm: float,
+    *,
+    decay: float = 0.99,
+    min_alignment: float = 0.5,
 ) -> optax.GradientTransformationExtraArgs:
     """Divides each class-mean gradient by its norm without the noise of the batch.
 
-        G_l / max(√EMA⟨G_a, G_b⟩, min_norm),    G_l = (B / B_l) g_l
+        G_l / max(‖G_l‖_smoothed, min_norm),    G_l = (B / B_l) g_l
+        ‖G_l‖_smoothed = √max(EMA⟨G_a, G_b⟩, min_alignment² EMA‖G_l‖²)
 
     where `a` and `b` are halves of the examples of class `l`; see
     `pcn_jax.weights.inverse_smoothed_norm`, which says why and in which cases what is
@@ -29,16 +34,18 @@ def scale_by_smoothed_class_norm(
       num_classes: `C`.
       min_norm: Norm of a class-mean gradient below which it is left in proportion; a
         positive number in the units of the loss over those of the parameters.
-      decay: Of the moving average, in [0, 1).
+      decay: Of the moving averages, in [0, 1).
+      min_alignment: How much shorter than the noisy norm the smoothed one may be, in
+        [0, 1].
 
     Returns:
       A transformation of the gradients of half classes with a `SmoothedNormState`. Its
       `update` needs the extra argument `class_counts`, one of each half, `[2C]`.
 
     Raises:
-      ValueError: If `num_classes` is not a positive integer, `min_norm` not positive or
-        `decay` not in [0, 1); in `update`, if `class_counts` is missing or there are
-        not two rows a class.
+      ValueError: If `num_classes` is not a positive integer, `min_norm` not positive,
+        `decay` not in [0, 1) or `min_alignment` not in [0, 1]; in `update`, if
+        `class_counts` is missing or there are not two rows a class.
 
     Example:
       >>> import jax.numpy as jnp
@@ -55,7 +62,7 @@ def scale_by_smoothed_class_norm(
       >>> print(updates.sum(axis=0))
       [2. 2. 1. 1.]
     """
-    rule = inverse_smoothed_norm(min_norm, decay=decay)
+    rule = inverse_smoothed_norm(min_norm, decay=decay, min_alignment=min_alignment)
     check_num_classes(num_classes)
     name = "scale_by_smoothed_class_norm"
 
