@@ -83,13 +83,12 @@ digits are of scikit-learn's handwritten digits.
 """
 _NOT_RUN = """## Not run
 
-- C8 at full size: the paper's CNN, VGG16 and ResNet18 on CIFAR-10. (On digits, an MLP
-  and the CNN show the same effects: `make reproduce CLAIM=C8 SIZE=fast`.)
+- VGG16 and ResNet18, which want an accelerator.
 - The other set-ups of the paper: animals against vehicles, horse against deer, five
   classes, CIFAR-100.
-- PCNGD, GD and PCNSGD+R on ten classes of CIFAR-10.
-- Other floors and decays of the smoothed norm, momentum or Adam behind the sum, and
-  momentum of each class before it.
+- PCNGD, GD and PCNSGD+R on ten classes of CIFAR-10; momentum and Adam there.
+- The two halves of a class against all pairs of its examples in training: their spread
+  is in the figure of C10.
 - Several seeds in the search of learning rates on CIFAR-10: it had one.
 """
 

@@ -272,7 +272,12 @@ def inverse_smoothed_norm(
       >>> state.alignment.tolist()
       [0.5, 0.0]
     """
-    _check_smoothing(min_norm, decay, min_alignment)
+    if not isinstance(min_norm, jax.Array) and not min_norm > 0:
+        raise ValueError(f"min_norm must be positive, got {min_norm!r}.")
+    if not isinstance(decay, jax.Array) and not 0 <= decay < 1:
+        raise ValueError(f"decay must be in [0, 1), got {decay!r}.")
+    if not isinstance(min_alignment, jax.Array) and not 0 <= min_alignment <= 1:
+        raise ValueError(f"min_alignment must be in [0, 1], got {min_alignment!r}.")
 
     def init(num_classes: int) -> SmoothedNormState:
         # Three arrays: the same one twice could not be donated.
@@ -291,36 +296,25 @@ def inverse_smoothed_norm(
         now = SmoothedNormState(
             statistics.squared_mean_norms, jnp.square(noisy), jnp.ones_like(noisy)
         )
-        averaged = SmoothedNormState(
+        old = SmoothedNormState(*(x.astype(noisy.dtype) for x in state))
+        new = SmoothedNormState(
             *(
-                jnp.where(known, decay * old.astype(x.dtype) + (1 - decay) * x, old)
-                for old, x in zip(state, now, strict=True)
+                jnp.where(known, decay * before + (1 - decay) * x, before)
+                for before, x in zip(old, now, strict=True)
             )
         )
-        least = averaged.lengths * min_alignment**2
-        squares = jnp.maximum(jnp.maximum(averaged.squares, least), 0)
-        seen = averaged.seen
-        smoothed = jnp.sqrt(squares / jnp.where(seen > 0, seen, 1))
-        norms = jnp.where(seen > 0, smoothed, noisy)
-        weights = statistics.inverse_shares / jnp.maximum(
-            norms, jnp.asarray(min_norm, norms.dtype)
+        squares = jnp.maximum(new.squares, new.lengths * min_alignment**2)
+        seen = jnp.where(new.seen > 0, new.seen, 1)
+        smoothed = jnp.sqrt(jnp.maximum(squares, 0) / seen)
+        norms = jnp.where(new.seen > 0, smoothed, noisy)
+        floor = jnp.asarray(min_norm, norms.dtype)
+        weights = statistics.inverse_shares / jnp.maximum(norms, floor)
+        kept = SmoothedNormState(
+            *(x.astype(before.dtype) for x, before in zip(new, state, strict=True))
         )
-        new = SmoothedNormState(
-            *(x.astype(old.dtype) for x, old in zip(averaged, state, strict=True))
-        )
-        return jnp.where(statistics.counts > 0, weights, 0), new
+        return jnp.where(statistics.counts > 0, weights, 0), kept
 
     return StatefulClassWeights(init, update)
-
-
-def _check_smoothing(min_norm: Any, decay: Any, min_alignment: Any) -> None:
-    def check(name: str, value: Any, ok: Callable[[Any], bool], allowed: str) -> None:
-        if not isinstance(value, jax.Array) and not ok(value):
-            raise ValueError(f"{name} must be {allowed}, got {value!r}.")
-
-    check("min_norm", min_norm, lambda x: x > 0, "positive")
-    check("decay", decay, lambda x: 0 <= x < 1, "in [0, 1)")
-    check("min_alignment", min_alignment, lambda x: 0 <= x <= 1, "in [0, 1]")
 
 
 def _inverse(x: jax.Array) -> jax.Array:

@@ -40,10 +40,9 @@ COMPARED: tuple[AlgorithmName, ...] = (
 _NOTES = """\
 The halves share no example, so that in a small class of n examples their product is
 short of the squared norm of its mean gradient by σ²/(n - 1): that much of the norm is
-the noise of the sample. Floors: `min_norm` 0.3 of the split-half norm, `max_norm` 1
-of clipping; decay 0.99. Losses and recalls over training are means over the log-
-spaced measurements. Not run: per-class momentum before normalising; momentum and Adam
-behind the sum; other floors and decays."""
+the noise of the sample. Settings: `min_norm` 0.3, `min_alignment` 0.5 and decay 0.99 of
+the split-half norm, `max_norm` 1 of clipping; C11 has others. Losses and recalls over
+training are means over the log-spaced measurements."""
 _BIAS = 0.05
 _MUCH = 0.05
 """Macro recall that a default may be worse by than the best of the others."""
