@@ -146,6 +146,29 @@ def test_the_norm_is_not_taken_to_be_far_shorter_than_the_noisy_one() -> None:
     assert rule.init(3).alignment.tolist() == [0, 0, 0]
 
 
+def test_the_state_estimates_how_true_batches_are() -> None:
+    """At fixed parameters, against the gradients of all the data and item 6 of p."""
+    params, _ = batches(1)
+    rng = np.random.default_rng(3)
+    labels = np.repeat(np.arange(NUM_CLASSES), [600, 300, 120, 60])
+    inputs = rng.normal(size=(len(labels), 5)) + labels[:, None] / 2
+    plain = jax.jit(pcn_jax.per_class_value_and_grad(loss_fn, NUM_CLASSES))
+    _, truth = plain(params, inputs, labels)
+    sampler = pcn_jax.stratified(labels, 54)
+    rule = weights.inverse_smoothed_norm(0.1, decay=0.99)
+    balanced = jax.jit(pcn_jax.pcn_value_and_grad(loss_fn, NUM_CLASSES, weights=rule))
+    state, alignments = rule.init(NUM_CLASSES), []
+    for step in range(400):
+        at = np.asarray(sampler(0, step))
+        value, _ = balanced(params, inputs[at], labels[at], state=state)
+        state = value.state
+        _, grads = plain(params, inputs[at], labels[at])
+        alignments.append(pcn_jax.class_alignment(grads, truth))
+    true_p = np.mean(alignments, axis=0)
+    assert np.ptp(true_p) > 0.1  # there is something to tell apart
+    np.testing.assert_allclose(state.alignment, true_p, atol=0.06)
+
+
 def test_halves_take_turns_within_a_class() -> None:
     halves = pcn_jax.split_halves(jnp.asarray(LABELS))
     assert (np.asarray(halves)[LABELS >= 0] // 2 == LABELS[LABELS >= 0]).all()
