@@ -32,7 +32,8 @@ Macro recall over training is the mean over the log-spaced measurements after th
 Each line has its own learning rate, from the same search. Rates that work: those of the
 search's grid within 5 % of the best score. Momentum is 0.9 behind the sum over classes;
 class momentum is before class gradients are normalised, and remembers all of them, the
-smoothed norm one number a class. Not run: momentum and Adam on ten classes of
+smoothed norm two numbers a class. Alignment is the least part of the noisy norm that is
+taken for the true one (`min_alignment`). Not run: momentum and Adam on ten classes of
 CIFAR-10."""
 
 
@@ -163,6 +164,17 @@ def _effects(setup: str, runs: _Runs) -> list[Effect]:
             asserted=setup != "digits-halves",  # PCNSGD+O is better there by just more
         ),
     ]
+    for variant in CLASS_MOMENTUM:
+        key = variant.label, variant.algorithm
+        if key in at_the_end:
+            less = difference(at_the_end[key], at_the_end[one])
+            effects.append(
+                Effect(
+                    f"{setup}: macro recall at the end of {_label(*key)} less that of "
+                    f"the one setting {less}",
+                    less.high < 0,
+                )
+            )
     for optimizer in _OPTIMIZERS:
         if (optimizer, _ONE.algorithm) in over:
             less = difference(over[optimizer, _ONE.algorithm], over[one])
