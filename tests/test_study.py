@@ -10,7 +10,8 @@ import pytest
 from matplotlib.figure import Figure
 
 from experiments import reproduce, study
-from experiments.claims.finding import Effect, Finding
+from experiments.claims import c11_settings
+from experiments.claims.finding import Effect, Finding, Size
 from experiments.experiment import SETUPS, Experiment
 from experiments.intervals import difference, factor, interval
 from experiments.noise import of_batches
@@ -89,6 +90,38 @@ def test_noise_from_a_gramian_is_that_of_gradients() -> None:
 def found(*seen: bool) -> Finding:
     effects = [Effect(f"effect {k}", one) for k, one in enumerate(seen)]
     return Finding("A claim", effects, "| table |", Figure, "A note.")
+
+
+@pytest.mark.parametrize("size", ["fast", "full"])
+def test_settings_have_folders_of_their_own_and_known_learning_rates(
+    size: Size,
+) -> None:
+    for setup in c11_settings.SETUPS_OF[size]:
+        variants = c11_settings.variants(setup, size)
+        changed = [variant.of(SETUPS[setup]) for variant in variants]
+        plain = [variant for variant in variants if not variant.changes]
+        assert [one.name for one in changed].count(setup) == len(plain)
+        names = {
+            (one.name, variant.algorithm)
+            for one, variant in zip(changed, variants, strict=True)
+        }
+        assert len(names) == len(variants)
+        for one, variant in zip(changed, variants, strict=True):
+            assert one.learning_rate_of(variant.algorithm) > 0  # or CI would search
+
+
+def test_a_missing_learning_rate_is_searched(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rates = {}
+    monkeypatch.setattr(
+        study, "search", lambda experiment, algorithm, _: rates.update({algorithm: 0.1})
+    )
+    monkeypatch.setattr(
+        Experiment, "learning_rate_of", lambda self, algorithm: rates[algorithm]
+    )
+    few = short(learning_rate=None, seeds=(0,))
+    assert study.collect(few, "fast", algorithms=["sgd"])["sgd"].learning_rate == 0.1
 
 
 def test_verdicts() -> None:

@@ -37,8 +37,9 @@ def class_momentum(
     momentum behind the sum cannot undo what normalising did. Averages are corrected for
     their start from zero.
 
-    It remembers `C` times the parameters, and class gradients have to be made:
-    `scale_by_smoothed_class_norm`, which has the same end, remembers `C` numbers.
+    It remembers `C` times the parameters, and class gradients have to be made.
+    `scale_by_smoothed_class_norm`, which has the same end, remembers two numbers a
+    class, and came out ahead wherever the two were compared (`RESULTS.md`, C11).
 
     Args:
       num_classes: `C`.
