@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -12,8 +11,12 @@ from matplotlib.figure import Figure
 from tabulate import tabulate
 
 from experiments.claims.finding import Effect, Finding, Size
-from experiments.claims.measures import macro_recall, over_log_steps
-from experiments.experiment import SETUPS, Experiment, learning_rates_path
+from experiments.claims.measures import (
+    macro_recall,
+    over_log_steps,
+    rates_that_work,
+)
+from experiments.experiment import SETUPS, Experiment
 from experiments.figures import COLOURS, STYLE
 from experiments.intervals import difference, interval
 from experiments.study import Curves, collect
@@ -26,7 +29,6 @@ SETUPS_OF: dict[Size, tuple[str, ...]] = {
 }
 _MUCH = 0.05
 """Macro recall by which the one setting may be below the best of all."""
-_NEARLY = 0.95
 _NOTES = """\
 Macro recall over training is the mean over the log-spaced measurements after the start.
 Each line has its own learning rate, from the same search. Rates that work: those of the
@@ -52,11 +54,13 @@ class Variant(NamedTuple):
 
     def of(self, setup: Experiment) -> Experiment:
         """The set-up so changed; itself if nothing is."""
-        changed = dataclasses.replace(setup.train, **self.changes)
-        if changed == setup.train:
-            return setup
-        name = f"{setup.name}/{self.label.lower().replace(' ', '-')}"
-        return dataclasses.replace(setup, name=name, train=changed)
+        train = dataclasses.replace(setup.train, **self.changes)
+        name = _name(setup.name, self.label)
+        return dataclasses.replace(setup, name=name, train=train)
+
+
+def _name(setup: str, label: str) -> str:
+    return f"{setup}/{label.replace(' ', '-')}" if label else setup
 
 
 def _split(name: str, field: str, value: float) -> Variant:
@@ -107,7 +111,7 @@ def find(size: Size) -> Finding:
                 setup,
                 _label(*key),
                 f"{curves.learning_rate:g}",
-                _rates_that_work(setup, *key),
+                rates_that_work(_name(setup, key[0]), key[1]),
                 interval(over_log_steps(macro_recall(curves))),
                 interval(macro_recall(curves)[:, -1]),
             ]
@@ -146,9 +150,8 @@ def _collect(setup: str, size: Size) -> _Runs:
     runs: _Runs = {}
     for variant in variants(setup, size):
         changed = variant.of(SETUPS[setup])
-        label = variant.label if changed.name != setup else ""
         found = collect(changed, size, algorithms=[variant.algorithm])
-        runs[label, variant.algorithm] = found[variant.algorithm]
+        runs[variant.label, variant.algorithm] = found[variant.algorithm]
     return runs
 
 
@@ -209,15 +212,6 @@ def _label(label: str, algorithm: AlgorithmName) -> str:
     return f"{name}, {label}" if label else name
 
 
-def _rates_that_work(setup: str, label: str, algorithm: AlgorithmName) -> str:
-    variant = f"{setup}/{label.replace(' ', '-')}" if label else setup
-    found = json.loads(learning_rates_path(variant).read_text(encoding="utf-8"))
-    of_rates: Mapping[str, float] = found["scores"][algorithm]
-    least = _NEARLY * max(of_rates.values())
-    good = [float(rate) for rate, score in of_rates.items() if score >= least]
-    return f"{min(good):g} to {max(good):g}" if len(good) > 1 else f"{good[0]:g}"
-
-
 def _draw(studies: Mapping[str, _Runs]) -> Figure:
     keys = list(dict.fromkeys(key for runs in studies.values() for key in runs))
     with plt.style.context(STYLE):
@@ -234,8 +228,8 @@ def _draw(studies: Mapping[str, _Runs]) -> Figure:
                 y, colour = keys.index(key), COLOURS[key[1]]
                 axis.plot([found.low, found.high], [y, y], color=colour, linewidth=1.4)
                 axis.plot(found.mean, y, "o", color=colour, markersize=4)
-            one = over_log_steps(macro_recall(runs["", _ONE.algorithm])).mean()
-            axis.axvline(float(np.asarray(one)), color="#999999", linewidth=0.8)
+            one = over_log_steps(macro_recall(runs["", _ONE.algorithm]))
+            axis.axvline(float(one.mean()), color="#999999", linewidth=0.8)
             axis.set_title(setup, loc="left", fontweight="bold", fontsize=8)
             axis.set_yticks(range(len(keys)), [_label(*key) for key in keys])
         axes[0][0].invert_yaxis()

@@ -1,7 +1,6 @@
 """C9: at a constant rate PCN does not settle; clipping keeps its start and settles."""
 
 import functools
-import json
 from collections.abc import Mapping
 
 import numpy as np
@@ -10,8 +9,8 @@ from tabulate import tabulate
 
 from experiments.claims.drawing import Panel, draw_panels
 from experiments.claims.finding import Effect, Finding, Size
-from experiments.claims.measures import drop_depth, macro_recall
-from experiments.experiment import SETUPS, learning_rates_path
+from experiments.claims.measures import drop_depth, macro_recall, rates_that_work
+from experiments.experiment import SETUPS
 from experiments.intervals import Interval, difference, factor, interval
 from experiments.study import BINARY, Curves, Study, collect
 from pcn_jax.training import ALGORITHMS, AlgorithmName
@@ -28,7 +27,6 @@ COMPARED: tuple[AlgorithmName, ...] = (
     "pcnsgd+clip",
     "pcnsgd+split",
 )
-_NEARLY = 0.95
 _TENTH = 0.1
 
 
@@ -75,7 +73,7 @@ def find(size: Size) -> Finding:
             f"{curves.learning_rate:g}",
             interval(_late_loss(curves)),
             interval(macro_recall(curves)[:, -1]),
-            _rates_that_work(setup, name),
+            rates_that_work(setup, name),
         ]
         for setup, study in studies.items()
         for name, curves in study.items()
@@ -110,14 +108,6 @@ def _late_loss(curves: Curves) -> np.ndarray:
 def _worse(curves: Curves) -> Interval:
     worst = curves.train_loss.max(axis=2)
     return difference(_late_loss(curves), worst.min(axis=1))
-
-
-def _rates_that_work(setup: str, name: AlgorithmName) -> str:
-    scores = json.loads(learning_rates_path(setup).read_text(encoding="utf-8"))
-    of_rates: Mapping[str, float] = scores["scores"][name]
-    best = max(of_rates.values())
-    good = [float(r) for r, score in of_rates.items() if score >= _NEARLY * best]
-    return f"{min(good):g} to {max(good):g}" if len(good) > 1 else f"{good[0]:g}"
 
 
 def _draw(studies: Mapping[str, Study]) -> Figure:

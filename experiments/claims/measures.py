@@ -1,10 +1,18 @@
 """Numbers of a run, one a seed, that several claims look at."""
 
+import json
+from collections.abc import Mapping
+
 import numpy as np
 
+from experiments.experiment import learning_rates_path
 from experiments.study import Curves
 from experiments.summary import minority
 from pcn_jax import initial_drop, steps_to_reach
+from pcn_jax.training import AlgorithmName
+
+_NEARLY = 0.95
+"""Part of the best score from which on a learning rate works."""
 
 
 def rare_loss(curves: Curves) -> np.ndarray:
@@ -79,3 +87,12 @@ def class_gap(curves: Curves) -> np.ndarray:
     largest = int(np.argmax(curves.class_counts))
     gap: np.ndarray = curves.test_recall[:, :, largest] - rare_recall(curves)
     return gap
+
+
+def rates_that_work(setup: str, algorithm: AlgorithmName) -> str:
+    """From the least to the largest rate of the search with nearly the best score."""
+    found = json.loads(learning_rates_path(setup).read_text(encoding="utf-8"))
+    of_rates: Mapping[str, float] = found["scores"][algorithm]
+    least = _NEARLY * max(of_rates.values())
+    good = [float(rate) for rate, score in of_rates.items() if score >= least]
+    return f"{min(good):g} to {max(good):g}" if len(good) > 1 else f"{good[0]:g}"
