@@ -132,11 +132,7 @@ def _measure_all(config: Config, results: dict[str, Any], path: Path) -> None:
         )
     for case in tqdm(wanted, unit="case", disable=not sys.stderr.isatty()):
         results["cases"][case.name] = _measure(case, workers, config)
-        results |= {
-            "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-            "machine": machine(),
-            "python": platform.python_version(),
-        }
+        results |= {"machine": machine(), "python": platform.python_version()}
         partial = path.with_suffix(".part")
         partial.write_text(_text(results), encoding="utf-8")
         partial.replace(path)
@@ -171,7 +167,12 @@ def _measure(case: Case, workers: dict[str, Worker], config: Config) -> dict[str
                 continue
             answer = workers[library].ask(do="run", method=method)
             facts["ms"].append(round(answer["ms"], 3))
-    return {"case": case._asdict(), "methods": methods, "versions": versions}
+    return {
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "case": case._asdict(),
+        "methods": methods,
+        "versions": versions,
+    }
 
 
 def _text(results: dict[str, Any]) -> str:

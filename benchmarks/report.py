@@ -38,11 +38,12 @@ def draw(results: dict[str, Any], folder: Path) -> None:
     versions: dict[str, str] = {}
     for record in records:
         versions |= record["versions"]
+    dates = sorted({record["date"] for record in records})
     lines = [
         "# What a balanced gradient costs",
         "",
         "`python -m benchmarks.gradients`, "
-        f"{results['date']}, one core of {results['machine']}, Python "
+        f"{' and '.join(dates)}, one core of {results['machine']}, Python "
         f"{results['python']}, "
         + ", ".join(f"{name} {version}" for name, version in sorted(versions.items()))
         + ".",
