@@ -9,10 +9,12 @@ from tabulate import tabulate
 from experiments.claims.drawing import Panel, draw_panels, minority_loss
 from experiments.claims.finding import Effect, Finding, Size
 from experiments.claims.measures import (
+    at_step,
     class_gap,
     over_log_steps,
     rare_loss,
     rare_recall,
+    step_with_as_many_examples,
 )
 from experiments.intervals import difference, interval
 from experiments.study import Study, binary, collect
@@ -53,6 +55,11 @@ def find(size: Size) -> Finding:
                 lower.high < 0,
             ),
         ]
+    over, alone = study["pcnsgd+o"], study["pcnsgd"]
+    earlier = step_with_as_many_examples(alone)
+    at_equal_examples = difference(
+        at_step(over, rare_loss(over), earlier), rare_loss(alone)[:, -1]
+    )
     rows = [
         [
             ALGORITHMS[name].label,
@@ -78,7 +85,10 @@ def find(size: Size) -> Finding:
         table=tabulate(rows, head, tablefmt="github"),
         draw=functools.partial(_draw, study),
         notes="Gap: test recall of the majority less that of the minority, without "
-        "sign; it and the loss are means over the log-spaced measurements.",
+        "sign; it and the loss are means over the log-spaced measurements. After "
+        f"{earlier} steps PCNSGD+O has seen as many examples of the minority as PCNSGD "
+        "at the end; their training loss is then, less PCNSGD's at the end, "
+        f"{at_equal_examples}.",
     )
 
 

@@ -2,21 +2,21 @@
 
 import functools
 
-import numpy as np
 from matplotlib.figure import Figure
 from tabulate import tabulate
 
 from experiments.claims.drawing import draw_panels, minority_loss, minority_recall
 from experiments.claims.finding import Effect, Finding, Size
 from experiments.claims.measures import (
+    at_step,
     drop_depth,
     macro_recall,
     over_log_steps,
     rare_recall,
+    step_with_as_many_examples,
 )
-from experiments.experiment import Experiment
 from experiments.intervals import difference, interval
-from experiments.study import Curves, Study, binary, collect
+from experiments.study import Study, binary, collect
 from pcn_jax.training import ALGORITHMS, AlgorithmName
 
 TITLE = "Oversampling helps SGD for the same reason"
@@ -35,15 +35,14 @@ def find(size: Size) -> Finding:
     Returns:
       The finding.
     """
-    experiment = binary(size)
-    study = collect(experiment, size, algorithms=COMPARED)
+    study = collect(binary(size), size, algorithms=COMPARED)
     sgd, over = study["sgd"], study["sgd+o"]
     shallower = difference(drop_depth(over), drop_depth(sgd))
     recalls = {name: over_log_steps(rare_recall(c)) for name, c in study.items()}
     more = difference(recalls["sgd+o"], recalls["sgd"])
-    earlier = _seen_as_often(experiment, sgd)
+    earlier = step_with_as_many_examples(sgd)
     at_equal_examples = difference(
-        _at(over, macro_recall(over), earlier), macro_recall(sgd)[:, -1]
+        at_step(over, macro_recall(over), earlier), macro_recall(sgd)[:, -1]
     )
     effects = [
         Effect(
@@ -79,18 +78,6 @@ def find(size: Size) -> Finding:
         f"as SGD at the end; its macro recall is then {at_equal_examples} above SGD's "
         "at the end.",
     )
-
-
-def _seen_as_often(experiment: Experiment, sgd: Curves) -> int:
-    """Steps of SGD+O with as many examples of the minority as SGD's whole run."""
-    share = sgd.class_counts.min() / sgd.class_counts.sum()
-    return int(sgd.steps[-1] * share * len(sgd.class_counts))
-
-
-def _at(curves: Curves, values: np.ndarray, step: int) -> np.ndarray:
-    """The measurement at or next after a step, `[S]`."""
-    found: np.ndarray = values[:, int(np.searchsorted(curves.steps, step))]
-    return found
 
 
 def _draw(study: Study) -> Figure:

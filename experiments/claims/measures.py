@@ -89,6 +89,21 @@ def class_gap(curves: Curves) -> np.ndarray:
     return gap
 
 
+def step_with_as_many_examples(curves: Curves) -> int:
+    """When an oversampled run has seen the minority as often as this one in all."""
+    counts = curves.class_counts
+    rare = minority(counts)
+    as_it_comes = counts[rare].sum() / counts.sum()
+    oversampled = len(rare) / len(counts)
+    return int(curves.steps[-1] * as_it_comes / oversampled)
+
+
+def at_step(curves: Curves, values: np.ndarray, step: int) -> np.ndarray:
+    """The measurement at or next after a step, `[S, T]` to `[S]`."""
+    found: np.ndarray = values[:, int(np.searchsorted(curves.steps, step))]
+    return found
+
+
 def rates_that_work(setup: str, algorithm: AlgorithmName) -> str:
     """From the least to the largest rate of the search with nearly the best score."""
     found = json.loads(learning_rates_path(setup).read_text(encoding="utf-8"))
