@@ -63,9 +63,9 @@ def class_momentum(
       ...     updates, state = tx.update(
       ...         jnp.array(grads), state, params, class_counts=counts
       ...     )
-      >>> print(updates.round(2))
-      [[0.6 0.8]
-       [0.  1. ]]
+      >>> print((10 * updates).round())
+      [[ 6.  8.]
+       [ 0. 10.]]
     """
     check_num_classes(num_classes)
     if not isinstance(decay, jax.Array) and not 0 <= decay < 1:

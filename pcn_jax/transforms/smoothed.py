@@ -52,7 +52,8 @@ def scale_by_smoothed_class_norm(
       >>> import pcn_jax
       >>> def squared_error(w, x, halves):
       ...     return 0.5 * (x @ w - halves // 2) ** 2  # the label is halves // 2
-      >>> x, labels, w = jnp.eye(4), jnp.array([0, 0, 1, 1]), jnp.full(4, 2.0)
+      >>> x, labels = jnp.eye(2).repeat(2, axis=0), jnp.array([0, 0, 1, 1])
+      >>> w = jnp.full(2, 2.0)
       >>> halves = pcn_jax.split_halves(labels)
       >>> gradients = pcn_jax.per_class_value_and_grad(squared_error, 4)
       >>> value, grads = gradients(w, x, halves)
@@ -60,7 +61,7 @@ def scale_by_smoothed_class_norm(
       >>> state = tx.init(w)
       >>> updates, _ = tx.update(grads, state, w, class_counts=value.counts)
       >>> print(updates.sum(axis=0))
-      [2. 2. 1. 1.]
+      [1. 1.]
     """
     rule = inverse_smoothed_norm(min_norm, decay=decay, min_alignment=min_alignment)
     check_num_classes(num_classes)
