@@ -201,12 +201,14 @@ SETUPS: dict[str, Experiment] = {
     ),
     "digits-halves": Experiment(
         name="digits-halves",
+        search_seeds=(100, 101),
         data=DATA_SETUPS["digits-halves"],
         model=ModelConfig(name="mlp", features=(32, 32)),
         train=TrainConfig(steps=1000, batch_size=64),
     ),
     "digits-halves-cnn": Experiment(
         name="digits-halves-cnn",
+        search_seeds=(100,),
         data=DATA_SETUPS["digits-halves"],
         model=ModelConfig(name="cnn"),
         train=TrainConfig(steps=100, batch_size=64, measurements_per_decade=5),

@@ -13,6 +13,7 @@ import json
 import shlex
 import statistics
 import sys
+from typing import Any
 
 from experiments.experiment import (
     SETUPS,
@@ -60,9 +61,10 @@ def search(experiment: Experiment, algorithm: AlgorithmName, command: str) -> No
       FileNotFoundError: If the data set is not there.
     """
     path = learning_rates_path(experiment.name)
-    scores: dict[str, dict[str, float]] = {}
+    found: dict[str, Any] = {"searched": {}, "scores": {}}
     if path.exists():
-        scores = json.loads(path.read_text())["scores"]
+        found = json.loads(path.read_text())
+    scores: dict[str, dict[str, float]] = found["scores"]
     of_rates = scores.setdefault(algorithm, {})
     grid = GRIDS[experiment.train.optimizer.name]
     missing = [
@@ -80,7 +82,12 @@ def search(experiment: Experiment, algorithm: AlgorithmName, command: str) -> No
             of_seeds.append(score(records))
         of_rates[f"{rate:g}"] = round(statistics.fmean(of_seeds), 4)
     best = {name: float(max(s, key=s.__getitem__)) for name, s in scores.items()}
-    found = {"command": command, "best": best, "scores": scores}
+    searched = {"command": command, "seeds": list(experiment.search_seeds)}
+    found = {
+        "best": best,
+        "searched": {**found["searched"], algorithm: searched},
+        "scores": scores,
+    }
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(found, indent=1) + "\n")
     print(
