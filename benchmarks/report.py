@@ -149,6 +149,8 @@ def _details(record: dict[str, Any]) -> list[str]:
         f"### {_NETS[case['net']]}, {case['num_classes']} classes, {case['labels']}, "
         f"batch {case['batch_size']}",
         "",
+        f"Measured on {record['date']}.",
+        "",
         "| method | ms | ratio | temporaries, MB | compile, s | error |",
         "| --- | --: | --: | --: | --: | --: |",
     ]

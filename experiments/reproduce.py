@@ -87,7 +87,9 @@ _NOT_RUN = """## Not run
 - The other set-ups of the paper: animals against vehicles, horse against deer, five
   classes, CIFAR-100.
 - PCNGD, GD and PCNSGD+R on ten classes of CIFAR-10; momentum and Adam there.
-- All but SGD, PCNSGD and oversampling on the CNN.
+- Re-weighting, PCNSGD+R, clipping and the smoothed norm on the CNN.
+- The initial drop against the imbalance ratio under GD, PCNGD and the other PCN
+  variants: C2 has the delay of four methods.
 - The two halves of a class against all pairs of its examples in training: their spread
   is in the figure of C10.
 - Several seeds in the search of learning rates on CIFAR-10: it had one.

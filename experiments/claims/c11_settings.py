@@ -53,7 +53,7 @@ class Variant(NamedTuple):
     changes: dict[str, Any]
 
     def of(self, setup: Experiment) -> Experiment:
-        """The set-up so changed; itself if nothing is."""
+        """The set-up so changed, under a name of its own if it is."""
         train = dataclasses.replace(setup.train, **self.changes)
         name = _name(setup.name, self.label)
         return dataclasses.replace(setup, name=name, train=train)

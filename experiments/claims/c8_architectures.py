@@ -22,7 +22,7 @@ from experiments.intervals import difference, interval
 from experiments.study import Study, collect
 from pcn_jax.training import ALGORITHMS, AlgorithmName
 
-TITLE = "All of it holds across architectures"
+TITLE = "All of it holds across architectures (here an MLP and a CNN, of four)"
 NETS: dict[Size, dict[str, str]] = {
     "fast": {"MLP": "digits-halves", "CNN": "digits-halves-cnn"},
     "full": {"MLP": "automobile-truck-mlp", "CNN": "automobile-truck-cnn"},
