@@ -89,7 +89,7 @@ _NOT_RUN = """## Not run
 - PCNGD, GD and PCNSGD+R on ten classes of CIFAR-10; momentum and Adam there.
 - Re-weighting, PCNSGD+R, clipping and the smoothed norm on the CNN.
 - The initial drop against the imbalance ratio under GD, PCNGD and the other PCN
-  variants: C2 has the delay of four methods.
+  variants: C2 has that of four methods.
 - The two halves of a class against all pairs of its examples in training: their spread
   is in the figure of C10.
 - Several seeds in the search of learning rates on CIFAR-10: it had one.

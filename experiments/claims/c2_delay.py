@@ -11,7 +11,11 @@ from matplotlib.figure import Figure
 from tabulate import tabulate
 
 from experiments.claims.finding import Effect, Finding, Size
-from experiments.claims.measures import steps_to_beat_chance
+from experiments.claims.measures import (
+    drop_depth,
+    drop_length,
+    steps_to_beat_chance,
+)
 from experiments.experiment import Experiment
 from experiments.figures import COLOURS, STYLE
 from experiments.intervals import Interval, difference, interval
@@ -73,17 +77,28 @@ def find(size: Size) -> Finding:
         ]
         for name, found in delays.items()
     ]
-    head = ["", *(f"{ratio} : 1" for ratio in ratios), "power"]
+    ratio_names = [f"{ratio} : 1" for ratio in ratios]
+    drops = [
+        [f"{ALGORITHMS[name].label}, {what}"]
+        + [interval(measure(study[name])) for study in studies.values()]
+        for name in COMPARED
+        for what, measure in (("rise", drop_depth), ("steps", drop_length))
+    ]
+    tables = (
+        tabulate(rows, ["", *ratio_names, "power"], tablefmt="github"),
+        "Rise of the minority's training loss at first, and steps until it is back:",
+        tabulate(drops, ["", *ratio_names], tablefmt="github"),
+    )
     return Finding(
         title=TITLE,
         effects=effects,
-        table=tabulate(rows, head, tablefmt="github"),
+        table="\n\n".join(tables),
         draw=functools.partial(_draw, delays, ratios),
-        notes="Steps from which on the training loss of the minority is below that of "
-        "guessing, ln C; one more than were run where it was not at the end, so that "
-        "powers are too small. Not recall, because an untrained net may have it by "
-        "chance, and because of few examples that are fitted it does not last on test "
-        "data.",
+        notes="In the first table: steps from which on the minority's training loss "
+        "is below that of guessing, ln C; one more than were run where it was not at "
+        "the end, so that powers are too small. Not recall, because an untrained net "
+        "may have it by chance, and because of few examples that are fitted it does "
+        "not last on test data.",
     )
 
 
