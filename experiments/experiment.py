@@ -213,6 +213,13 @@ SETUPS: dict[str, Experiment] = {
         model=ModelConfig(name="cnn"),
         train=TrainConfig(steps=100, batch_size=64, measurements_per_decade=5),
     ),
+    "digits-halves-resnet32": Experiment(
+        name="digits-halves-resnet32",
+        search_seeds=(100,),
+        data=DATA_SETUPS["digits-halves"],
+        model=ModelConfig(name="resnet32", norm="group"),
+        train=TrainConfig(steps=100, batch_size=64, measurements_per_decade=5),
+    ),
     "automobile-truck-cnn": Experiment(
         name="automobile-truck-cnn",
         search_seeds=(100,),

@@ -30,7 +30,13 @@ RATIOS: dict[Size, tuple[int, ...]] = {
     "full": (1, 3, 7, 20, 50),
 }
 _BATCH = 128
-COMPARED: tuple[AlgorithmName, ...] = ("sgd", "sgd+o", "sgd+rw", "pcnsgd+split")
+COMPARED: dict[Size, tuple[AlgorithmName, ...]] = {
+    "fast": ("sgd", "sgd+o", "sgd+rw", "pcnsgd+split"),
+    "full": tuple(ALGORITHMS),
+}
+_DELAYED: tuple[AlgorithmName, ...] = ("gd", "sgd")
+_AS_NOISY: tuple[AlgorithmName, ...] = ("pcnsgd", "pcnsgd+clip")
+"""PCN that does not counter the noise of the minority's batches: see C5."""
 
 
 class Delays(NamedTuple):
@@ -52,23 +58,15 @@ def find(size: Size) -> Finding:
     base, ratios = binary(size), RATIOS[size]
     studies = {
         ratio: collect(
-            _at(base, ratio, RATES[size]), size, algorithms=COMPARED, rates_of=base
+            _at(base, ratio, RATES[size]),
+            size,
+            algorithms=COMPARED[size],
+            rates_of=base,
         )
         for ratio in ratios
     }
-    delays = {name: _delays(studies, name) for name in COMPARED}
-    power = interval(delays["sgd"].powers)
-    effects = [
-        Effect(
-            f"SGD: steps until the minority is learned grow as the imbalance to "
-            f"the power {power}",
-            power.low > 0,
-        ),
-    ]
-    for name in COMPARED[1:]:
-        less = difference(delays[name].powers, delays["sgd"].powers)
-        label = ALGORITHMS[name].label
-        effects.append(Effect(f"{label}: power less SGD's {less}", less.high < 0))
+    delays = {name: _delays(studies, name) for name in COMPARED[size]}
+    effects = [_effect(name, delays) for name in delays if name not in _AS_NOISY]
     rows = [
         [
             ALGORITHMS[name].label,
@@ -81,7 +79,7 @@ def find(size: Size) -> Finding:
     drops = [
         [f"{ALGORITHMS[name].label}, {what}"]
         + [interval(measure(study[name])) for study in studies.values()]
-        for name in COMPARED
+        for name in delays
         for what, measure in (("rise", drop_depth), ("steps", drop_length))
     ]
     tables = (
@@ -102,15 +100,30 @@ def find(size: Size) -> Finding:
     )
 
 
+def _effect(name: AlgorithmName, delays: Mapping[AlgorithmName, Delays]) -> Effect:
+    label = ALGORITHMS[name].label
+    if name in _DELAYED:
+        power = interval(delays[name].powers)
+        return Effect(
+            f"{label}: steps until the minority is learned grow as the imbalance to "
+            f"the power {power}",
+            power.low > 0,
+        )
+    less = difference(delays[name].powers, delays["sgd"].powers)
+    return Effect(f"{label}: power less SGD's {less}", less.high < 0)
+
+
 def _at(base: Experiment, ratio: int, rate: float | None) -> Experiment:
-    """The set-up with another imbalance, the majority being as large as before."""
-    return dataclasses.replace(
+    """The set-up with an imbalance, the majority being as large as before."""
+    experiment = dataclasses.replace(
         base,
-        name=f"{base.name}-{ratio}-to-1",
         data=dataclasses.replace(base.data, ratio=1 / ratio),
         learning_rate=rate,
         train=dataclasses.replace(base.train, batch_size=_BATCH),
     )
+    if experiment == base:
+        return base
+    return dataclasses.replace(experiment, name=f"{base.name}-{ratio}-to-1")
 
 
 def _delays(studies: Mapping[int, Study], name: AlgorithmName) -> Delays:
