@@ -11,6 +11,7 @@ import numpy as np
 import optax
 import pytest
 from fused_losses import CASES, INTERACTING, LABELS, MLP, NUM_CLASSES, Case, mlp
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import pcn_jax
 from pcn_jax import pcn_value_and_grad, weights
@@ -374,6 +375,37 @@ class TestUse:
         _, direction = fused(case._replace(loss=loss))
         _, expected = fused(case._replace(inputs=case.inputs + shift))
         assert_close(direction, expected, atol=1e-7)
+
+    @pytest.mark.parametrize("kind", [AxisType.Explicit, AxisType.Auto])
+    @pytest.mark.parametrize("name", ["norm", "alignment", "smoothed"])
+    def test_a_batch_that_is_split_over_a_mesh(self, kind: AxisType, name: str) -> None:
+        # One device is enough: types forbid with it what they forbid with several.
+        mesh = jax.make_mesh((1, 1), ("data", "model"), axis_types=(kind, kind))
+        case, given = CASES["mlp"], {}
+        rule: Any = weights.inverse_smoothed_norm(0.3)
+        if name == "smoothed":
+            given["state"] = rule.init(NUM_CLASSES)
+        else:
+            rule = LINKS[name][1]
+            class_gradients = pcn_jax.per_class_value_and_grad(case.loss, NUM_CLASSES)
+            grads = class_gradients(case.params, case.inputs, jnp.asarray(LABELS))[1]
+            given["reference"] = reference_of(grads)
+        function = jax.jit(pcn_value_and_grad(case.loss, NUM_CLASSES, weights=rule))
+        expected = function(case.params, case.inputs, LABELS, **given)
+
+        def put(x: Any, *axes: str | None) -> Any:
+            spec = PartitionSpec(*axes)  # type: ignore[no-untyped-call]
+            return jax.device_put(x, NamedSharding(mesh, spec))
+
+        params = jax.tree.map(
+            lambda x: put(x, *(None, "model")[-x.ndim :]), case.params
+        )
+        value, direction = function(
+            params, put(case.inputs, "data"), put(LABELS, "data"), **given
+        )
+        assert_close((value, direction), expected, atol=1e-6)
+        types = [jax.tree.map(jax.typeof, tree) for tree in (direction, params)]
+        assert types[0] == types[1]
 
 
 class TestInteractions:
