@@ -14,10 +14,12 @@ Example:
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
+
+Average = Literal["norm", "alignment"]
 
 
 class ClassStatistics(NamedTuple):
@@ -216,7 +218,11 @@ class SmoothedNormState(NamedTuple):
 
 
 def inverse_smoothed_norm(
-    min_norm: float, *, decay: float = 0.99, min_alignment: float = 0.5
+    min_norm: float,
+    *,
+    decay: float = 0.99,
+    min_alignment: float = 0.5,
+    average: Average = "norm",
 ) -> StatefulClassWeights:
     """PCN by the true norm instead of the noisy one, with a floor.
 
@@ -236,6 +242,14 @@ def inverse_smoothed_norm(
     estimate is near zero by chance. The floor lets the step shrink as a class is
     learned, as in clipping.
 
+    An average over steps lags behind a norm that changes quickly, as where the classes
+    pull to and fro along one direction. With `average="alignment"` only the ratio is
+    averaged, and the norm is that of the batch:
+
+        ‖G‖_smoothed = max(p, min_alignment) ‖G‖,    p = √(EMA⟨G_a, G_b⟩ / EMA‖G‖²)
+
+    which is PCNSGD+R with `p` from the batches alone, and a floor.
+
     What `pcn_jax.scale_by_smoothed_class_norm` does in a chain.
 
     | case                                  | the norm of the class is              |
@@ -251,13 +265,14 @@ def inverse_smoothed_norm(
       decay: Of the moving averages, which are corrected for their start, in [0, 1).
       min_alignment: How much shorter than the noisy norm the smoothed one may be, in
         [0, 1]; 1 is the noisy norm, smoothed.
+      average: What is averaged over steps: the norm, or only its alignment.
 
     Returns:
       Weights with a state, for `pcn_jax.pcn_value_and_grad`.
 
     Raises:
-      ValueError: If `min_norm` is not positive, `decay` not in [0, 1) or
-        `min_alignment` not in [0, 1].
+      ValueError: If `min_norm` is not positive, `decay` not in [0, 1),
+        `min_alignment` not in [0, 1] or there is no such average.
 
     Example:
       >>> rule = inverse_smoothed_norm(0.5, decay=0.9)
@@ -278,6 +293,10 @@ def inverse_smoothed_norm(
         raise ValueError(f"decay must be in [0, 1), got {decay!r}.")
     if not isinstance(min_alignment, jax.Array) and not 0 <= min_alignment <= 1:
         raise ValueError(f"min_alignment must be in [0, 1], got {min_alignment!r}.")
+    if average not in get_args(Average):
+        raise ValueError(
+            f"average must be one of {', '.join(get_args(Average))}, got {average!r}."
+        )
 
     def init(num_classes: int) -> SmoothedNormState:
         # Three arrays: the same one twice could not be donated.
@@ -303,9 +322,12 @@ def inverse_smoothed_norm(
                 for before, x in zip(old, now, strict=True)
             )
         )
-        squares = jnp.maximum(new.squares, new.lengths * min_alignment**2)
-        seen = jnp.where(new.seen > 0, new.seen, 1)
-        smoothed = jnp.sqrt(jnp.maximum(squares, 0) / seen)
+        if average == "norm":
+            squares = jnp.maximum(new.squares, new.lengths * min_alignment**2)
+            seen = jnp.where(new.seen > 0, new.seen, 1)
+            smoothed = jnp.sqrt(jnp.maximum(squares, 0) / seen)
+        else:
+            smoothed = jnp.maximum(new.alignment, min_alignment) * noisy
         norms = jnp.where(new.seen > 0, smoothed, noisy)
         floor = jnp.asarray(min_norm, norms.dtype)
         weights = statistics.inverse_shares / jnp.maximum(norms, floor)

@@ -41,15 +41,19 @@ def of_halves(params: Any, inputs: Any, labels: Any) -> Any:
 
 
 @pytest.mark.parametrize("path", ["fused", "masked"])
-def test_the_fused_path_gives_what_the_chain_gives_step_after_step(path: Any) -> None:
+@pytest.mark.parametrize("average", ["norm", "alignment"])
+def test_the_fused_path_gives_what_the_chain_gives_step_after_step(
+    path: Any, average: Any
+) -> None:
+    options: Any = {"decay": 0.7, "average": average}
     with jax.enable_x64(True):
         params, given = batches(5)
-        rule = weights.inverse_smoothed_norm(0.05, decay=0.7)
+        rule = weights.inverse_smoothed_norm(0.05, **options)
         fused = jax.jit(
             pcn_jax.pcn_value_and_grad(loss_fn, NUM_CLASSES, weights=rule, path=path)
         )
         chain = optax.chain(
-            pcn_jax.scale_by_smoothed_class_norm(NUM_CLASSES, 0.05, decay=0.7),
+            pcn_jax.scale_by_smoothed_class_norm(NUM_CLASSES, 0.05, **options),
             pcn_jax.sum_over_classes(),
         )
         of_chain, state = chain.init(params), rule.init(NUM_CLASSES)
@@ -146,6 +150,26 @@ def test_the_norm_is_not_taken_to_be_far_shorter_than_the_noisy_one() -> None:
     assert rule.init(3).alignment.tolist() == [0, 0, 0]
 
 
+def test_with_p_averaged_it_follows_a_changing_norm_as_rescaling_by_p_does() -> None:
+    """PCNSGD+R with the true p, whatever the lengths of the steps before."""
+    p, rng = jnp.array([0.9, 0.6, 0.45]), np.random.default_rng(0)
+    rule = weights.inverse_smoothed_norm(1e-6, average="alignment", min_alignment=0.4)
+    lagging = weights.inverse_smoothed_norm(1e-6, min_alignment=0.4)
+    rescaled = weights.inverse_alignment(min_alignment=0.4)
+    state, old = rule.init(3), lagging.init(3)
+    for norms in rng.uniform(0.1, 10, size=(20, 3)).astype(np.float32):
+        statistics = ClassStatistics(
+            norms=jnp.asarray(norms), counts=jnp.array([12, 4, 2]), alignment=p
+        )
+        squares = jnp.square(p * statistics.mean_norms)
+        statistics = statistics._replace(squared_mean_norms=squares)
+        found, state = rule.update(statistics, state)
+        np.testing.assert_allclose(found, rescaled(statistics), rtol=1e-4)
+        late, old = lagging.update(statistics, old)
+        chex.assert_trees_all_equal(state, old)
+    assert np.abs(late / found - 1).max() > 0.5
+
+
 def test_the_state_estimates_how_true_batches_are() -> None:
     """At fixed parameters, against the gradients of all the data and item 6 of p."""
     params, _ = batches(1)
@@ -198,6 +222,8 @@ def test_refuses_bad_calls() -> None:
         weights.inverse_smoothed_norm(0.3, decay=1)
     with pytest.raises(ValueError, match=r"min_alignment must be in \[0, 1\], got 2"):
         weights.inverse_smoothed_norm(0.3, min_alignment=2)
+    with pytest.raises(ValueError, match="one of norm, alignment, got 'both'"):
+        weights.inverse_smoothed_norm(0.3, average="both")  # type: ignore[arg-type]
     fused = pcn_jax.pcn_value_and_grad(loss_fn, NUM_CLASSES, weights=rule)
     with pytest.raises(ValueError, match=r"pass state=weights\.init"):
         fused(params, inputs, labels)

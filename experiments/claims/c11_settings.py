@@ -70,6 +70,7 @@ def _split(name: str, field: str, value: float) -> Variant:
 ALIGNMENTS = [_split("alignment", "min_split_alignment", x) for x in (0.0, 1.0)]
 FLOORS = [_split("floor", "min_norm", x) for x in (1.0, 10.0)]
 DECAYS = [_split("decay", "decay", x) for x in (0.0, 0.9)]
+AVERAGES = [Variant("p averaged", "pcnsgd+split", {"split_average": "alignment"})]
 CLASS_MOMENTUM = [Variant("class momentum 0.99", "pcnsgd", {"class_momentum": 0.99})]
 _OPTIMIZERS = {
     "momentum": OptimizerConfig(momentum=0.9),
@@ -136,11 +137,11 @@ def find(size: Size) -> Finding:
 
 def variants(setup: str, size: Size) -> list[Variant]:
     """What is compared on a set-up."""
-    split = [*ALIGNMENTS, *FLOORS, *DECAYS]
+    split = [*AVERAGES, *ALIGNMENTS, *FLOORS, *DECAYS]
     if size == "fast":
         return [*PLAIN, *FLOORS[-1:]]
     if setup == "cifar10-multi-mlp":
-        return [*PLAIN, *ALIGNMENTS[:1], *FLOORS[-1:], *DECAYS[-1:]]
+        return [*PLAIN, *AVERAGES, *ALIGNMENTS[:1], *FLOORS[-1:], *DECAYS[-1:]]
     if setup == "digits-halves":
         return [*PLAIN, *split]
     return [*PLAIN, *split, *CLASS_MOMENTUM, *BEHIND]

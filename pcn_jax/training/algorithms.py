@@ -78,6 +78,10 @@ class Hyperparameters(Protocol):
         """`min_alignment` of `pcn_jax.scale_by_smoothed_class_norm`."""
 
     @property
+    def split_average(self) -> weights.Average:
+        """`average` of `pcn_jax.scale_by_smoothed_class_norm`."""
+
+    @property
     def min_alignment(self) -> float:
         """See `pcn_jax.scale_by_class_alignment`."""
 
@@ -140,10 +144,14 @@ _SMOOTHED = (
             chosen.min_norm,
             decay=chosen.decay,
             min_alignment=chosen.min_split_alignment,
+            average=chosen.split_average,
         )
     ],
     lambda chosen: weights.inverse_smoothed_norm(
-        chosen.min_norm, decay=chosen.decay, min_alignment=chosen.min_split_alignment
+        chosen.min_norm,
+        decay=chosen.decay,
+        min_alignment=chosen.min_split_alignment,
+        average=chosen.split_average,
     ),
 )
 
@@ -174,7 +182,7 @@ ALGORITHMS: dict[AlgorithmName, Algorithm] = {
         "stratified",
         *_SMOOTHED,
         by_halves=True,
-        options=("min_norm", "decay", "min_split_alignment"),
+        options=("min_norm", "decay", "min_split_alignment", "split_average"),
     ),
 }
 """Every algorithm of the paper, class re-weighting (RW), per-class clipping (clip) and

@@ -6,6 +6,7 @@ from typing import Any, Literal, get_args
 import optax
 
 from pcn_jax.training.algorithms import ALGORITHMS, AlgorithmName, SamplerName
+from pcn_jax.weights import Average
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,9 @@ class TrainConfig:
     min_split_alignment: float = 0.5
     """pcnsgd+split: how much shorter than the noisy norm the smoothed one may be."""
 
+    split_average: Average = "norm"
+    """pcnsgd+split: what is averaged: the norm, or only how true the batch is."""
+
     class_momentum: float = 0.0
     """pcnsgd, pcnsgd+o: moving average of each class gradient before its norm is taken;
     0 is none. Makes all class gradients."""
@@ -138,6 +142,7 @@ class TrainConfig:
         _check("decay", self.decay, 0 <= self.decay < 1, "in [0, 1)")
         least = self.min_split_alignment
         _check("min_split_alignment", least, 0 <= least <= 1, "in [0, 1]")
+        _check_choice("split_average", self.split_average, Average)
         momentum = self.class_momentum
         _check("class_momentum", momentum, 0 <= momentum < 1, "in [0, 1)")
         in_range = 1e-6 <= self.min_alignment <= 1

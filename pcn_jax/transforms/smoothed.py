@@ -10,7 +10,7 @@ from pcn_jax.class_gradients import check_num_classes
 from pcn_jax.geometry import class_alignment, class_norms, scale_rows
 from pcn_jax.halves import of_halves
 from pcn_jax.transforms.per_class import check_class_axis, check_counts
-from pcn_jax.weights import SmoothedNormState, inverse_smoothed_norm
+from pcn_jax.weights import Average, SmoothedNormState, inverse_smoothed_norm
 
 
 def scale_by_smoothed_class_norm(
@@ -19,6 +19,7 @@ def scale_by_smoothed_class_norm(
     *,
     decay: float = 0.99,
     min_alignment: float = 0.5,
+    average: Average = "norm",
 ) -> optax.GradientTransformationExtraArgs:
     """Divides each class-mean gradient by its norm without the noise of the batch.
 
@@ -37,6 +38,8 @@ def scale_by_smoothed_class_norm(
       decay: Of the moving averages, in [0, 1).
       min_alignment: How much shorter than the noisy norm the smoothed one may be, in
         [0, 1].
+      average: What is averaged over steps: the norm, or only the alignment of the batch
+        with it.
 
     Returns:
       A transformation of the gradients of half classes with a `SmoothedNormState`. Its
@@ -44,8 +47,9 @@ def scale_by_smoothed_class_norm(
 
     Raises:
       ValueError: If `num_classes` is not a positive integer, `min_norm` not positive,
-        `decay` not in [0, 1) or `min_alignment` not in [0, 1]; in `update`, if
-        `class_counts` is missing or there are not two rows a class.
+        `decay` not in [0, 1), `min_alignment` not in [0, 1] or there is no such
+        average; in `update`, if `class_counts` is missing or there are not two rows a
+        class.
 
     Example:
       >>> import jax.numpy as jnp
@@ -63,7 +67,9 @@ def scale_by_smoothed_class_norm(
       >>> print(updates.sum(axis=0))
       [1. 1.]
     """
-    rule = inverse_smoothed_norm(min_norm, decay=decay, min_alignment=min_alignment)
+    rule = inverse_smoothed_norm(
+        min_norm, decay=decay, min_alignment=min_alignment, average=average
+    )
     check_num_classes(num_classes)
     name = "scale_by_smoothed_class_norm"
 
