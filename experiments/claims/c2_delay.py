@@ -32,9 +32,17 @@ RATIOS: dict[Size, tuple[int, ...]] = {
 _BATCH = 128
 COMPARED: dict[Size, tuple[AlgorithmName, ...]] = {
     "fast": ("sgd", "sgd+o", "sgd+rw", "pcnsgd+split"),
-    "full": tuple(ALGORITHMS),
+    "full": (
+        "sgd",
+        "sgd+o",
+        "sgd+rw",
+        "pcnsgd",
+        "pcnsgd+o",
+        "pcnsgd+r",
+        "pcnsgd+clip",
+        "pcnsgd+split",
+    ),
 }
-_DELAYED: tuple[AlgorithmName, ...] = ("gd", "sgd")
 _AS_NOISY: tuple[AlgorithmName, ...] = ("pcnsgd", "pcnsgd+clip")
 """PCN that does not counter the noise of the minority's batches: see C5."""
 
@@ -102,7 +110,7 @@ def find(size: Size) -> Finding:
 
 def _effect(name: AlgorithmName, delays: Mapping[AlgorithmName, Delays]) -> Effect:
     label = ALGORITHMS[name].label
-    if name in _DELAYED:
+    if name == "sgd":
         power = interval(delays[name].powers)
         return Effect(
             f"{label}: steps until the minority is learned grow as the imbalance to "
