@@ -44,7 +44,8 @@ class momentum is before class gradients are normalised, and remembers all of th
 smoothed norm two numbers a class. Alignment is the least part of the noisy norm that is
 taken for the true one (`min_alignment`). With p averaged, the norm is that of the batch
 and only its alignment an average over steps (`average`). The nets are those of C8. Not
-run: momentum and Adam on ten classes of CIFAR-10; other settings on CNN and ResNet."""
+run: momentum and Adam on ten classes of CIFAR-10; clipping on the CNN; other settings
+on CNN and ResNet."""
 
 
 class Variant(NamedTuple):
@@ -79,6 +80,7 @@ ALIGNMENTS = [_split("alignment", "min_split_alignment", x) for x in (0.0, 1.0)]
 FLOORS = [_split("floor", "min_norm", x) for x in (1.0, 10.0)]
 DECAYS = [_split("decay", "decay", x) for x in (0.0, 0.9)]
 AVERAGES = [Variant("p averaged", "pcnsgd+split", {"split_average": "alignment"})]
+OVERSAMPLED = [Variant("oversampled", "pcnsgd+clip", {"sampler": "oversampled"})]
 CLASS_MOMENTUM = [Variant("class momentum 0.99", "pcnsgd", {"class_momentum": 0.99})]
 _OPTIMIZERS = {
     "momentum": OptimizerConfig(momentum=0.9),
@@ -150,13 +152,16 @@ def variants(setup: str, size: Size) -> list[Variant]:
     split = [*AVERAGES, *ALIGNMENTS, *FLOORS, *DECAYS]
     if size == "fast":
         return [*PLAIN, *FLOORS[-1:]]
-    if setup in ("automobile-truck-cnn", "digits-halves-resnet32"):
+    if setup == "automobile-truck-cnn":
         return [*NETS, *AVERAGES]
+    if setup == "digits-halves-resnet32":
+        return [*NETS, *OVERSAMPLED, *AVERAGES]
+    plain = [*PLAIN, *OVERSAMPLED]
     if setup == "cifar10-multi-mlp":
-        return [*PLAIN, *AVERAGES, *ALIGNMENTS[:1], *FLOORS[-1:], *DECAYS[-1:]]
+        return [*plain, *AVERAGES, *ALIGNMENTS[:1], *FLOORS[-1:], *DECAYS[-1:]]
     if setup == "digits-halves":
-        return [*PLAIN, *split]
-    return [*PLAIN, *split, *CLASS_MOMENTUM, *BEHIND]
+        return [*plain, *split]
+    return [*plain, *split, *CLASS_MOMENTUM, *BEHIND]
 
 
 def _collect(setup: str, size: Size) -> _Runs:
