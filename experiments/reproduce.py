@@ -87,7 +87,8 @@ _NOT_RUN = """## Not run
 - The other set-ups of the paper: animals against vehicles, horse against deer, five
   classes, CIFAR-100.
 - PCNGD, GD and PCNSGD+R on ten classes of CIFAR-10; momentum and Adam there.
-- PCNSGD+R and clipping on the CNN and the ResNet.
+- GD, PCNGD and PCNSGD+R on the CNN and the ResNet; clipping there, but for that of
+  oversampled batches on the ResNet.
 - The initial drop against the imbalance ratio under GD and PCNGD: C2 has that of all
   other methods.
 - The two halves of a class against all pairs of its examples in training: their spread

@@ -9,7 +9,6 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
 
 from pcn_jax.class_gradients import (
     ClassValue,
@@ -21,6 +20,7 @@ from pcn_jax.class_gradients import (
     losses_and_aux,
     per_class_value_and_grad,
 )
+from pcn_jax.explicit_mesh import auto_sharded
 from pcn_jax.fused import gradients, tracing
 from pcn_jax.fused.class_layout import sort_by_class
 from pcn_jax.fused.example_axis import NotProvenError
@@ -191,7 +191,7 @@ def pcn_value_and_grad(
         by_halves = functools.partial(
             pcn_value_and_grad, loss_fn, 2 * num_classes, has_aux=has_aux, path=path
         )
-        return _auto_sharded(
+        return auto_sharded(
             _with_state(by_halves, num_classes, weights, with_gramian=with_gramian)
         )
     options = _Options(num_classes, weights or inverse_norm(), with_gramian)
@@ -225,40 +225,7 @@ def pcn_value_and_grad(
         value, grads = masked(*given)
         return _weighted(value, grads, options, reference)
 
-    return _auto_sharded(value_and_grad)
-
-
-def _auto_sharded(value_and_grad: PCNValueAndGrad) -> PCNValueAndGrad:
-    """Leaves to the compiler how arrays on an explicit mesh are split inside.
-
-    The batch is sorted by class, which a batch axis that is split by its type forbids.
-    """
-
-    @functools.wraps(value_and_grad)
-    def auto_sharded(
-        params: chex.ArrayTree, *args: Any, **kwargs: Any
-    ) -> tuple[PCNValue, chex.ArrayTree]:
-        types = map(jax.typeof, jax.tree.leaves((params, args, kwargs)))
-        meshes = (of_leaf.sharding.mesh for of_leaf in types)
-        mesh = next((mesh for mesh in meshes if mesh.explicit_axes), None)
-        if mesh is None:
-            return value_and_grad(params, *args, **kwargs)
-        spec = PartitionSpec()  # type: ignore[no-untyped-call]
-        replicated = NamedSharding(mesh, spec)
-        like_params = jax.tree.map(
-            lambda x: NamedSharding(mesh, jax.typeof(x).sharding.spec), params
-        )
-
-        def call(
-            params: chex.ArrayTree, args: tuple[Any, ...], kwargs: dict[str, Any]
-        ) -> tuple[PCNValue, chex.ArrayTree]:
-            return value_and_grad(params, *args, **kwargs)
-
-        inside = jax.sharding.auto_axes(call, out_sharding=(replicated, like_params))
-        value, direction = inside(params, args, kwargs)
-        return value, direction
-
-    return auto_sharded
+    return auto_sharded(value_and_grad)
 
 
 def pcn_plan(

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 
 Average = Literal["norm", "alignment"]
+"""What `inverse_smoothed_norm` averages over steps."""
 
 
 class ClassStatistics(NamedTuple):

@@ -39,6 +39,7 @@ GROUND = [
     "balanced",
     "class_gradients",
     "class_sums",
+    "explicit_mesh",
     "fused",
     "geometry",
     "known_labels",

@@ -32,16 +32,7 @@ RATIOS: dict[Size, tuple[int, ...]] = {
 _BATCH = 128
 COMPARED: dict[Size, tuple[AlgorithmName, ...]] = {
     "fast": ("sgd", "sgd+o", "sgd+rw", "pcnsgd+split"),
-    "full": (
-        "sgd",
-        "sgd+o",
-        "sgd+rw",
-        "pcnsgd",
-        "pcnsgd+o",
-        "pcnsgd+r",
-        "pcnsgd+clip",
-        "pcnsgd+split",
-    ),
+    "full": tuple(name for name in ALGORITHMS if name not in ("gd", "pcngd")),
 }
 _AS_NOISY: tuple[AlgorithmName, ...] = ("pcnsgd", "pcnsgd+clip")
 """PCN that does not counter the noise of the minority's batches: see C5."""

@@ -1,7 +1,7 @@
 """C8: the effects do not depend on the architecture."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -18,8 +18,8 @@ from experiments.claims.measures import (
     rare_recall,
 )
 from experiments.experiment import SETUPS
-from experiments.intervals import difference, interval
-from experiments.study import Study, collect
+from experiments.intervals import Interval, difference, interval
+from experiments.study import Curves, Study, collect
 from pcn_jax.training import ALGORITHMS, AlgorithmName
 
 TITLE = "All of it holds across architectures (here an MLP, a CNN and a ResNet)"
@@ -91,23 +91,27 @@ def _effects(net: str, study: Study) -> list[Effect]:
     ]
     for name in ("pcnsgd+o", "pcnsgd+split"):
         if name in study:
-            less = difference(
-                over_log_steps(rare_loss(study[name])),
-                over_log_steps(rare_loss(study["pcnsgd"])),
-            )
-            label = ALGORITHMS[name].label
-            what = f"{net}: minority's training loss, {label} less PCNSGD {less}"
+            less, names = _less(study, name, "pcnsgd", rare_loss)
+            what = f"{net}: minority's training loss, {names} {less}"
             effects.append(Effect(what, less.high < 0))
     for name in ("sgd+o", "sgd+rw"):
         if name in study:
-            more = difference(
-                over_log_steps(rare_recall(study[name])),
-                over_log_steps(rare_recall(study["sgd"])),
-            )
-            label = ALGORITHMS[name].label
-            what = f"{net}: minority recall over training, {label} less SGD {more}"
+            more, names = _less(study, name, "sgd", rare_recall)
+            what = f"{net}: minority recall over training, {names} {more}"
             effects.append(Effect(what, more.low > 0))
     return effects
+
+
+def _less(
+    study: Study,
+    one: AlgorithmName,
+    other: AlgorithmName,
+    measure: Callable[[Curves], np.ndarray],
+) -> tuple[Interval, str]:
+    """The difference of two algorithms over training, and what it is called."""
+    of_one, of_other = (over_log_steps(measure(study[name])) for name in (one, other))
+    names = f"{ALGORITHMS[one].label} less {ALGORITHMS[other].label}"
+    return difference(of_one, of_other), names
 
 
 def _draw(studies: Mapping[str, Study]) -> Figure:

@@ -1,0 +1,52 @@
+"""Arrays on a mesh with explicit axes, whose types say how they are split."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import chex
+import jax
+from jax.sharding import NamedSharding, PartitionSpec
+
+ValueAndGrad = Callable[..., tuple[Any, chex.ArrayTree]]
+
+
+def auto_sharded(value_and_grad: ValueAndGrad) -> ValueAndGrad:
+    """Leaves to the compiler how arrays on an explicit mesh are split inside.
+
+    The batch is sorted by class, which a batch axis that is split by its type forbids.
+
+    Args:
+      value_and_grad: A function of `(params, *args, **kwargs)` that returns a value and
+        a pytree like `params`.
+
+    Returns:
+      The same function. Where an argument is on an explicit mesh, the value is
+      replicated over it and the pytree is split as `params` are.
+    """
+
+    @functools.wraps(value_and_grad)
+    def on_any_mesh(
+        params: chex.ArrayTree, *args: Any, **kwargs: Any
+    ) -> tuple[Any, chex.ArrayTree]:
+        types = map(jax.typeof, jax.tree.leaves((params, args, kwargs)))
+        meshes = (of_leaf.sharding.mesh for of_leaf in types)
+        mesh = next((mesh for mesh in meshes if mesh.explicit_axes), None)
+        if mesh is None:
+            return value_and_grad(params, *args, **kwargs)
+        spec = PartitionSpec()  # type: ignore[no-untyped-call]
+        replicated = NamedSharding(mesh, spec)
+        like_params = jax.tree.map(
+            lambda x: NamedSharding(mesh, jax.typeof(x).sharding.spec), params
+        )
+
+        def call(
+            params: chex.ArrayTree, args: tuple[Any, ...], kwargs: dict[str, Any]
+        ) -> tuple[Any, chex.ArrayTree]:
+            return value_and_grad(params, *args, **kwargs)
+
+        inside = jax.sharding.auto_axes(call, out_sharding=(replicated, like_params))
+        value, direction = inside(params, args, kwargs)
+        return value, direction
+
+    return on_any_mesh
