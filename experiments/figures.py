@@ -19,7 +19,8 @@ from pcn_jax.training import ALGORITHMS, AlgorithmName, Record
 
 Runs = Mapping[AlgorithmName, Sequence[Sequence[Record]]]
 
-# Okabe and Ito's palette, which colour-blind readers can tell apart, grey and wine.
+# Okabe and Ito's palette, which colour-blind readers can tell apart, and grey, dark
+# green and wine.
 COLOURS: dict[AlgorithmName, str] = {
     "gd": "#999999",
     "pcngd": "#000000",
@@ -30,6 +31,7 @@ COLOURS: dict[AlgorithmName, str] = {
     "pcnsgd+o": "#56B4E9",
     "pcnsgd+r": "#CC79A7",
     "pcnsgd+clip": "#009E73",
+    "pcnsgd+o+clip": "#117733",
     "pcnsgd+split": "#882255",
 }
 STYLE: dict[str, Any] = {
@@ -71,7 +73,7 @@ def draw(runs: Runs, dataset: Dataset, folder: Path) -> list[Path]:
 def _panels(
     runs: Runs, dataset: Dataset, split: str, metric: str, label: str
 ) -> Figure:
-    columns = {4: 2, 10: 5}.get(len(runs), min(3, len(runs)))
+    columns = {4: 2, 11: 4}.get(len(runs), min(3, len(runs)))
     rows = -(-len(runs) // columns)
     figure, axes = plt.subplots(
         rows,

@@ -86,11 +86,8 @@ _NOT_RUN = """## Not run
 - VGG16 and ResNet18, which want an accelerator; the ResNet of C8 saw digits only.
 - The other set-ups of the paper: animals against vehicles, horse against deer, five
   classes, CIFAR-100.
-- PCNGD, GD and PCNSGD+R on ten classes of CIFAR-10; momentum and Adam there.
-- GD, PCNGD and PCNSGD+R on the CNN and the ResNet; clipping there, but for that of
-  oversampled batches on the ResNet.
-- The initial drop against the imbalance ratio under GD and PCNGD: C2 has that of all
-  other methods.
+- GD and PCNGD on ten classes of CIFAR-10; momentum and Adam there.
+- GD, PCNGD and PCNSGD+R on the CNN and the ResNet.
 - The two halves of a class against all pairs of its examples in training: their spread
   is in the figure of C10.
 - Several seeds in the search of learning rates on CIFAR-10: it had one.

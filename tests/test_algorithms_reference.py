@@ -52,6 +52,7 @@ NAMES_IN_REFERENCE: dict[AlgorithmName, str] = {
     "pcnsgd+o": "PCNSGD+O",
     "pcnsgd+r": "PCNSGD+R",
     "pcnsgd+clip": "CLIP",
+    "pcnsgd+o+clip": "CLIP",
     "pcnsgd+split": "SPLIT",
 }
 

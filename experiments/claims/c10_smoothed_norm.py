@@ -59,7 +59,7 @@ def find(size: Size) -> Finding:
     """
     setups = [BINARY[size], MANY[size]]
     studies = {
-        name: collect(SETUPS[name], size, algorithms=_compared(name)) for name in setups
+        name: collect(SETUPS[name], size, algorithms=COMPARED) for name in setups
     }
     noise = measure_noise(binary(size), size, STEPS)
     effects = _of_the_estimate(noise, binary(size).seeds)
@@ -116,10 +116,6 @@ def find(size: Size) -> Finding:
         draw=functools.partial(_draw, studies, noise),
         notes=_NOTES,
     )
-
-
-def _compared(setup: str) -> list[AlgorithmName]:
-    return [name for name in COMPARED if setup != MANY["full"] or name != "pcnsgd+r"]
 
 
 def _of_the_estimate(rows: Sequence[Noise], seeds: Sequence[int]) -> list[Effect]:

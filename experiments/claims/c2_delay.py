@@ -32,7 +32,7 @@ RATIOS: dict[Size, tuple[int, ...]] = {
 _BATCH = 128
 COMPARED: dict[Size, tuple[AlgorithmName, ...]] = {
     "fast": ("sgd", "sgd+o", "sgd+rw", "pcnsgd+split"),
-    "full": tuple(name for name in ALGORITHMS if name not in ("gd", "pcngd")),
+    "full": tuple(ALGORITHMS),
 }
 _AS_NOISY: tuple[AlgorithmName, ...] = ("pcnsgd", "pcnsgd+clip")
 """PCN that does not counter the noise of the minority's batches: see C5."""
@@ -101,15 +101,18 @@ def find(size: Size) -> Finding:
 
 def _effect(name: AlgorithmName, delays: Mapping[AlgorithmName, Delays]) -> Effect:
     label = ALGORITHMS[name].label
-    if name == "sgd":
+    if name in ("gd", "sgd"):
         power = interval(delays[name].powers)
         return Effect(
             f"{label}: steps until the minority is learned grow as the imbalance to "
             f"the power {power}",
             power.low > 0,
         )
-    less = difference(delays[name].powers, delays["sgd"].powers)
-    return Effect(f"{label}: power less SGD's {less}", less.high < 0)
+    other: AlgorithmName = "gd" if name == "pcngd" else "sgd"
+    less = difference(delays[name].powers, delays[other].powers)
+    return Effect(
+        f"{label}: power less {ALGORITHMS[other].label}'s {less}", less.high < 0
+    )
 
 
 def _at(base: Experiment, ratio: int, rate: float | None) -> Experiment:

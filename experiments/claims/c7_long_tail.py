@@ -29,17 +29,20 @@ COMPARED: tuple[AlgorithmName, ...] = (
     "sgd+rw",
     "pcnsgd",
     "pcnsgd+o",
+    "pcnsgd+r",
     "pcnsgd+clip",
+    "pcnsgd+o+clip",
     "pcnsgd+split",
 )
 _VARIANTS: tuple[AlgorithmName, ...] = (
     "pcnsgd",
     "pcnsgd+o",
+    "pcnsgd+r",
     "pcnsgd+clip",
+    "pcnsgd+o+clip",
     "pcnsgd+split",
 )
-
-_SETTLING: tuple[AlgorithmName, ...] = ("pcnsgd+clip", "pcnsgd+split")
+_SETTLING: tuple[AlgorithmName, ...] = ("pcnsgd+clip", "pcnsgd+o+clip", "pcnsgd+split")
 
 
 def find(size: Size) -> Finding:

@@ -34,7 +34,7 @@ NETS: dict[Size, dict[str, str]] = {
 _PAPERS: tuple[AlgorithmName, ...] = ("sgd", "sgd+o", "pcnsgd", "pcnsgd+o")
 COMPARED: dict[Size, tuple[AlgorithmName, ...]] = {
     "fast": _PAPERS,
-    "full": (*_PAPERS, "sgd+rw", "pcnsgd+split"),
+    "full": (*_PAPERS, "sgd+rw", "pcnsgd+o+clip", "pcnsgd+split"),
 }
 
 
@@ -89,7 +89,7 @@ def _effects(net: str, study: Study) -> list[Effect]:
     effects = [
         Effect(f"{net}: under SGD the minority's loss rises by {rise}", rise.low > 0)
     ]
-    for name in ("pcnsgd+o", "pcnsgd+split"):
+    for name in ("pcnsgd+o", "pcnsgd+o+clip", "pcnsgd+split"):
         if name in study:
             less, names = _less(study, name, "pcnsgd", rare_loss)
             what = f"{net}: minority's training loss, {names} {less}"

@@ -25,6 +25,7 @@ COMPARED: tuple[AlgorithmName, ...] = (
     "pcnsgd",
     "pcnsgd+o",
     "pcnsgd+clip",
+    "pcnsgd+o+clip",
     "pcnsgd+split",
 )
 _TENTH = 0.1
@@ -51,7 +52,11 @@ def find(size: Size) -> Finding:
             worse.low > 0,
         )
     ]
-    settling: tuple[AlgorithmName, ...] = ("pcnsgd+clip", "pcnsgd+split")
+    settling: tuple[AlgorithmName, ...] = (
+        "pcnsgd+clip",
+        "pcnsgd+o+clip",
+        "pcnsgd+split",
+    )
     for name in settling:
         times = factor(late[name], late["pcnsgd"])
         rise = interval(drop_depth(digits[name]))

@@ -19,6 +19,7 @@ AlgorithmName = Literal[
     "pcnsgd+o",
     "pcnsgd+r",
     "pcnsgd+clip",
+    "pcnsgd+o+clip",
     "pcnsgd+split",
 ]
 SamplerName = Literal[
@@ -177,6 +178,9 @@ ALGORITHMS: dict[AlgorithmName, Algorithm] = {
     "pcnsgd+clip": Algorithm(
         "PCNSGD+clip", "stratified", *_CLIPPED, options=("max_norm",)
     ),
+    "pcnsgd+o+clip": Algorithm(
+        "PCNSGD+O+clip", "oversampled", *_CLIPPED, options=("max_norm",)
+    ),
     "pcnsgd+split": Algorithm(
         "PCNSGD+split",
         "stratified",
@@ -185,8 +189,8 @@ ALGORITHMS: dict[AlgorithmName, Algorithm] = {
         options=("min_norm", "decay", "min_split_alignment", "split_average"),
     ),
 }
-"""Every algorithm of the paper, class re-weighting (RW), per-class clipping (clip) and
-the smoothed norm from two halves of each class (split)."""
+"""The algorithms of the paper; class re-weighting (RW); per-class clipping (clip), also
+of oversampled batches (+O); the smoothed norm of two halves of a class (split)."""
 
 
 def make_sampler(

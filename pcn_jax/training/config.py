@@ -92,7 +92,7 @@ class TrainConfig:
     """How batches are drawn, if not as the algorithm does."""
 
     max_norm: float = 1.0
-    """pcnsgd+clip: norm of a class-mean gradient from which on it is clipped."""
+    """pcnsgd+clip, pcnsgd+o+clip: norm above which a class-mean gradient is clipped."""
 
     min_norm: float = 0.3
     """pcnsgd+split: norm of a class-mean gradient below which its step shrinks."""
