@@ -252,7 +252,8 @@ def _worst(
         setup: max(found.values(), key=lambda x: float(x.mean()))
         for setup, found in of_setups.items()
     }
-    everywhere = set.intersection(*(set(found) for found in of_setups.values()))
+    one, *others = of_setups.values()
+    everywhere = [key for key in one if all(key in found for found in others)]
     worst = {
         key: max(
             ((difference(best[name], of_setups[name][key]), name) for name in best),
