@@ -1,10 +1,21 @@
 """Strictness lives in the tests, not in the library."""
 
+import atexit
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 
-# JAX reads it once, when it is imported.
+# JAX reads them once, when it is imported.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    # Tests compile the same programs again and again: once a run will do. Workers and
+    # commands that tests start inherit the folder.
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="pcn_jax-")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
+    atexit.register(
+        shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True
+    )
 
 import jax
 import pytest

@@ -116,10 +116,10 @@ _Worst = Mapping[str, Mapping[_Key, tuple[Interval, str]]]
 
 
 def find(size: Size) -> Finding:
-    """Compares settings on all set-ups, each with a learning rate of its own.
+    """Compares rules and settings, each with a learning rate of its own.
 
     Args:
-      size: Of the study; the fast one looks at floors alone.
+      size: Of the study; of the settings, the fast one looks at a floor alone.
 
     Returns:
       The finding.
