@@ -5,7 +5,8 @@
 The score of a learning rate is the macro recall on the validation split, averaged over
 the log-spaced measurements of the run: it rewards learning soon and staying there. The
 seeds are not those of the experiments. What is found is in experiments/learning_rates;
-what is there is not searched again, unless with --overwrite.
+what is there is not searched again, unless with --overwrite. An interrupted search goes
+on where it was.
 """
 
 import dataclasses
@@ -13,6 +14,7 @@ import json
 import shlex
 import statistics
 import sys
+from pathlib import Path
 from typing import Any
 
 from experiments.experiment import (
@@ -50,7 +52,9 @@ def score(records: list[Record]) -> float:
 
 
 def search(experiment: Experiment, algorithm: AlgorithmName, command: str) -> None:
-    """Searches the rates that are not yet in the file of a set-up, and writes them.
+    """Searches the rate of an algorithm, if the file of the set-up does not have it.
+
+    Each score is written as soon as it is there; the best, when all are.
 
     Args:
       experiment: All but the algorithm and the learning rate; `search_seeds` count.
@@ -61,40 +65,49 @@ def search(experiment: Experiment, algorithm: AlgorithmName, command: str) -> No
       FileNotFoundError: If the data set is not there.
     """
     path = learning_rates_path(experiment.name)
-    found: dict[str, Any] = {"searched": {}, "scores": {}}
-    if path.exists():
-        found = json.loads(path.read_text())
-    scores: dict[str, dict[str, float]] = found["scores"]
-    of_rates = scores.setdefault(algorithm, {})
-    grid = GRIDS[experiment.train.optimizer.name]
-    missing = [
-        rate for rate in grid if experiment.overwrite or f"{rate:g}" not in of_rates
-    ]
-    if not missing:
+    found, seeds = _read(path), list(experiment.search_seeds)
+    is_done = algorithm in found["best"]
+    if is_done and not experiment.overwrite:
         return
+    if is_done or found["searched"].get(algorithm, {}).get("seeds") != seeds:
+        found["best"].pop(algorithm, None)
+        found["searched"][algorithm] = {"command": command, "seeds": seeds}
+        found["scores"][algorithm] = {}
+        _write(path, found)
     _, of_problem = problem(experiment)
-    for rate in missing:
-        train = make_train(of_problem, algorithm, rate, experiment.train)
+    grid = [f"{rate:g}" for rate in GRIDS[experiment.train.optimizer.name]]
+    for rate in grid:
+        if rate in found["scores"][algorithm]:
+            continue  # an interrupted search goes on
+        train = make_train(of_problem, algorithm, float(rate), experiment.train)
         of_seeds = []
-        for seed in experiment.search_seeds:
+        for seed in seeds:
             records: list[Record] = []
             train(seed, on_record=records.append)
             of_seeds.append(score(records))
-        of_rates[f"{rate:g}"] = round(statistics.fmean(of_seeds), 4)
-    best = {name: float(max(s, key=s.__getitem__)) for name, s in scores.items()}
-    searched = {"command": command, "seeds": list(experiment.search_seeds)}
-    found = {
-        "best": best,
-        "searched": {**found["searched"], algorithm: searched},
-        "scores": scores,
-    }
+        found = _read(path)  # again: other algorithms may be searched at the same time
+        found["scores"][algorithm][rate] = round(statistics.fmean(of_seeds), 4)
+        _write(path, found)
+    scores = found["scores"][algorithm]
+    best = max(grid, key=scores.__getitem__)
+    found["best"][algorithm] = float(best)
+    _write(path, found)
+    label = ALGORITHMS[algorithm].label
+    print(f"{experiment.name}, {label}: {best} of {scores}", flush=True)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {"best": {}, "searched": {}, "scores": {}}
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
+def _write(path: Path, found: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(found, indent=1) + "\n")
-    print(
-        f"{experiment.name}, {ALGORITHMS[algorithm].label}: {best[algorithm]:g} of "
-        f"{of_rates}",
-        flush=True,
-    )
+    partial = path.with_suffix(".part")
+    partial.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    partial.replace(path)
 
 
 def main(arguments: list[str] | None = None) -> None:

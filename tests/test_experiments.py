@@ -1,5 +1,6 @@
 """The command line, from its words to its table and figures."""
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -161,6 +162,43 @@ def test_the_search_keeps_what_it_finds_and_takes_the_best(
     assert SETUPS["digits-lt"].learning_rate_of("sgd") == 0.3
     monkeypatch.setattr(tune, "make_train", None)  # nothing is left to be searched
     tune.main([*arguments, "--seeds", "100"])
+
+
+def test_an_interrupted_search_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "digits-lt.json"
+    monkeypatch.setattr(tune, "learning_rates_path", lambda _: path)
+    monkeypatch.setattr(tune, "problem", lambda _: (None, None))
+    trained: list[float] = []
+
+    def make_train(_: Any, algorithm: str, rate: float, config: Any) -> Any:
+        if rate == 0.3 and 0.3 not in trained:
+            trained.append(rate)
+            raise KeyboardInterrupt
+        trained.append(rate)
+
+        def train(seed: int, on_record: Any) -> None:
+            for recall in (0.5, seed / 100 - rate / 10):
+                on_record({"validation": {"macro_recall": recall}})
+
+        return train
+
+    monkeypatch.setattr(tune, "make_train", make_train)
+    experiment = dataclasses.replace(SETUPS["digits-lt"], search_seeds=(10, 20))
+    with pytest.raises(KeyboardInterrupt):
+        tune.search(experiment, "sgd", "x")
+    assert json.loads(path.read_text())["best"] == {}
+    tune.search(experiment, "sgd", "x")
+    assert trained == [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 0.3, 1, 3]
+    found = json.loads(path.read_text())
+    assert found["best"] == {"sgd": 0.001}
+    assert found["scores"]["sgd"]["3"] == -0.15
+    others = dataclasses.replace(experiment, search_seeds=(30,), overwrite=True)
+    tune.search(others, "sgd", "y")
+    found = json.loads(path.read_text())
+    assert found["scores"]["sgd"]["3"] == 0
+    assert found["searched"]["sgd"] == {"command": "y", "seeds": [30]}
 
 
 def records(losses: Any, recalls: Any) -> list[Record]:
