@@ -129,6 +129,17 @@ class TestEquality:
         monkeypatch.setattr(plan, "_is_cpu", lambda: False)
         assert_as_by_a_chain(name)
 
+    def test_norms_of_rows_that_are_too_large_to_keep(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(plan, "_CACHE", 0)
+        case = CASES["one matrix each"]
+        chosen = pcn_jax.pcn_plan(case.loss, NUM_CLASSES)(
+            case.params, case.inputs, LABELS
+        )
+        assert "stream" in str(chosen)
+        assert_as_by_a_chain("one matrix each")
+
     @pytest.mark.parametrize("name", ["mlp", "attention"])
     def test_small_parameters_by_pairs(
         self, name: str, monkeypatch: pytest.MonkeyPatch
@@ -288,11 +299,11 @@ class TestBatches:
         given: Any = {"num_classes": 2, "with_gramian": with_gramian}
         function = pcn_value_and_grad(squared_error, path="fused", **given)
         function, labels = jax.jit(function), np.zeros(64, np.int32)
-        w = jnp.zeros((30, 100))
+        w = jnp.zeros((100, 1000))
         for seed in range(20):
             random = np.random.default_rng(seed)
-            x = random.normal(size=30) + rest * random.normal(size=(64, 30))
-            targets = np.arange(-31.5, 32)[:, None] * random.normal(size=100)
+            x = random.normal(size=100) + rest * random.normal(size=(64, 100))
+            targets = np.arange(-31.5, 32)[:, None] * random.normal(size=1000)
             inputs: Any = {"features": x, "targets": targets}  # which sum to zero
             inputs = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), inputs)
             value, direction = function(w, inputs, labels)
@@ -461,7 +472,7 @@ class TestPlan:
         [
             ("conv", {"rows", "pairs", "examples"}),
             ("more weights than positions", {"pairs", "examples"}),
-            ("one matrix each", {"stream"}),
+            ("one matrix each", {"rows"}),
             ("recurrent", {"masked", "pairs", "examples"}),
             ("shared", {"rows", "pairs", "examples"}),
         ],

@@ -226,7 +226,8 @@ def _squares(
         squares += strategies.lookup_squares(site, taken, weights, layout)
     for tokens in sorted({source.tokens for source in sources}):
         alike = [source for source in sources if source.tokens == tokens]
-        block = block_size(layout.size, layout.num_rows, tokens)
+        sites = [site for site, _, _ in ways["pairs"] if site.tokens == tokens]
+        block = block_size(layout.size, layout.num_rows, tokens, sites)
         more = pairs.pair_squares(alike, weights, layout, block)
         squares, lengths = squares + more[0], lengths + more[1]
     return squares, lengths

@@ -1,7 +1,7 @@
 """Which way is taken to the norms of each weight, chosen when a step is traced."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple
 
 import jax
@@ -21,13 +21,17 @@ _VIEWS = {
     "squeeze",
     "transpose",
 }
-_WEIGHT_OF_MEMORY = 60
-"""Multiplications in the time in which one number of a gradient is read and written."""
+_OF_MEMORY, _OF_CACHE = 60, 10
+"""Multiplications in the time in which one number is read and written there."""
+_CACHE, _NEAR_CACHE = 2**22, 2**16
+"""Numbers that stay in a cache for long, and from one step of a loop to the next."""
 _LAUNCH = 250_000_000
 """Multiplications in the time in which an accelerator is told what to do next."""
+_TAIL = 2
+"""Examples of an example's class, over those there would be if all were as many."""
 _TOKENS_AT_ONCE = 256
 _FEW_EXAMPLES = 128
-"""Up to so many, all pairs at once cost little more time and far less to compile."""
+"""Up to so many, all pairs at once take half as long to compile."""
 _MOST_COPIES = 8
 """On an accelerator: gradients of all examples, over what a layer reads and writes."""
 
@@ -77,28 +81,64 @@ def choose(
         return Choice("masked")
     if site.kind == "lookup":
         return Choice("lookup")
-    size, tokens, weights = site.size, site.tokens, math.prod(site.param_shape)
-    activations = size * tokens * (site.contracted + weights // site.contracted)
-    at_once = max(1, min(_TOKENS_AT_ONCE // tokens, size // (2 * num_rows)))
-    passes = size // at_once + num_rows
-    cost = passes * weights * _WEIGHT_OF_MEMORY
-    if stacked or num_rows * weights <= activations:
+    size, weights = site.size, math.prod(site.param_shape)
+    activations = size * _operands(site)
+    all_rows = num_rows * weights
+    at_once = _group_size(site, num_rows)
+    cost = _cost_of_groups(site, num_rows, at_once)
+    if stacked or all_rows <= max(activations, _CACHE if _is_cpu() else 0):
         explicit = Choice("rows", at_once)
+        cost += 2 * all_rows * _of(all_rows)  # they are made, measured and added up
     else:
         explicit = Choice("stream", at_once)
-        cost += size * tokens * weights  # the weight gradient, once more
+        cost += size * site.tokens * weights  # the weight gradient, once more
     if not _is_cpu():
         if explicit.way == "rows" and size * weights <= _MOST_COPIES * activations:
             explicit = Choice("rows", size)
-            cost = (size + num_rows) * weights * _WEIGHT_OF_MEMORY
+            cost = (size + num_rows) * weights * _OF_MEMORY
         else:
-            cost += passes * _LAUNCH
+            cost += (size // at_once + num_rows) * _LAUNCH
     if site.kind == "product" or keep_rows:
         return explicit
     in_full = with_gramian or not _is_cpu()
-    partners = size if in_full else min(-(-size // num_rows), size // 2)
+    partners = size if in_full else min(_TAIL * size // num_rows, size // 2)
     pairs = size * partners * _products_of_a_pair(site)
     return Choice("pairs") if pairs <= cost else explicit
+
+
+def _group_size(site: Site, num_rows: int) -> int:
+    """Examples of a class whose gradients are taken at once."""
+    if not _is_cpu() or site.tokens > 1:
+        of_a_class = site.size // (2 * num_rows)
+        return max(1, min(_TOKENS_AT_ONCE // site.tokens, of_a_class))
+    most = max(1, min(_TOKENS_AT_ONCE, site.size // 2))
+    sizes = [1 << k for k in range(most.bit_length())]  # odd ones are slow
+    return min(sizes, key=lambda size: _cost_of_groups(site, num_rows, size))
+
+
+def _cost_of_groups(site: Site, num_rows: int, at_once: int) -> int:
+    """What it costs, in multiplications, beside the weight gradient itself.
+
+    The row is read and written once a group, the last group of a row is filled up, and
+    a large group does not stay where a single example would.
+    """
+    weights, operands = math.prod(site.param_shape), _operands(site)
+    passes = site.size // at_once + num_rows
+    filling = num_rows * (at_once - 1) * site.tokens // 2
+    spills = _of(at_once * operands, _NEAR_CACHE) - _of(operands, _NEAR_CACHE)
+    more = site.size * operands * spills
+    return passes * weights * _of(weights) + filling * weights + more
+
+
+def _operands(site: Site) -> int:
+    """Numbers of one example from which a weight gradient is made."""
+    features = math.prod(site.param_shape) // site.contracted
+    return site.tokens * (site.contracted + features)
+
+
+def _of(numbers: int, cache: int = _CACHE) -> int:
+    """What each of so many numbers costs that are used again and again."""
+    return _OF_CACHE if _is_cpu() and numbers <= cache else _OF_MEMORY
 
 
 def _products_of_a_pair(site: Site) -> int:
@@ -115,11 +155,15 @@ def _products_of_a_pair(site: Site) -> int:
     return pairs * features + min(pairs * inner, of_positions)
 
 
-def block_size(size: int, num_rows: int, tokens: int) -> int:
+def block_size(
+    size: int, num_rows: int, tokens: int, sites: Sequence[Site] = ()
+) -> int:
     """Examples whose pairs are taken at once: half of a class, more or less."""
     if not _is_cpu():
         return max(min(size, 4096 // tokens), 1)  # few large products of matrices
-    if tokens == 1 and size <= _FEW_EXAMPLES:
+    weights = sum(math.prod(site.param_shape) for site in sites)
+    takes_less = size * sum(map(_operands, sites)) <= weights  # than a weight gradient
+    if tokens == 1 and size <= _FEW_EXAMPLES and takes_less:
         return size
     half = max(size // (2 * num_rows), 1)
     block = 1 << (half.bit_length() - 1)  # odd sizes are slow
