@@ -7,6 +7,7 @@ from typing import Any
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).parent.parent
@@ -22,16 +23,10 @@ def run(block: str) -> dict[str, Any]:
 
 def test_the_training_script_learns_every_class() -> None:
     with jax.numpy_rank_promotion("allow"):
-        script = run(BLOCKS[0])
-        labels = jnp.repeat(
-            jnp.arange(10), jnp.arange(10, 0, -1), total_repeat_length=55
-        )
-        inputs = jax.nn.one_hot(labels, 10)
+        labels = np.repeat(np.arange(10), np.arange(10, 0, -1))
         params = {"w": jnp.zeros((10, 10)), "b": jnp.zeros(10)}
-        opt_state = script["optimizer"].init(params)
-        for _ in range(30):
-            params, opt_state, value = script["step"](params, opt_state, inputs, labels)
-    assert value.counts.tolist() == list(range(10, 0, -1))
+        _, value = run(BLOCKS[0])["train"](params, np.eye(10)[labels], labels, 30)
+    assert value.counts.tolist() == [10] * 10
     assert jnp.all(value.losses < 0.5 * jnp.log(10))
 
 
