@@ -24,7 +24,6 @@ from pcn_jax.fused.conv import patch_products
 from pcn_jax.fused.sites import Site, Taps, take_examples
 from pcn_jax.precision import sum_dtype
 
-_Carry = tuple[jax.Array, jax.Array, jax.Array]
 _HIGHEST = lax.Precision.HIGHEST
 
 
@@ -101,20 +100,20 @@ def pair_squares(
         k: jax.Array, sums: tuple[jax.Array, jax.Array]
     ) -> tuple[jax.Array, jax.Array]:
         left = block(k)
+        products = _all_products(sources, left, left).astype(weights.dtype)
+        within = _of_one_class(products, rows[k], rows[k])
 
-        def add(carry: _Carry) -> _Carry:
-            j, within, single = carry
+        def add(carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+            j, within = carry
             products = _all_products(sources, left, block(j)).astype(weights.dtype)
-            same = rows[k][:, None] == rows[j][None, :]
-            within += jnp.where(same, products, 0).sum(axis=1) * jnp.where(j == k, 1, 2)
-            return j + 1, within, jnp.where(j == k, jnp.diagonal(products), single)
+            return j + 1, within + 2 * _of_one_class(products, rows[k], rows[j])
 
-        def may_match(carry: _Carry) -> jax.Array:
+        def may_match(carry: tuple[jax.Array, jax.Array]) -> jax.Array:
             j = jnp.minimum(carry[0], number - 1)
             return (carry[0] < number) & (rows[j, 0] <= rows[k, -1])
 
-        zeros = jnp.zeros(block_size, weights.dtype)
-        _, *found = lax.while_loop(may_match, add, (k, zeros, zeros))
+        _, within = lax.while_loop(may_match, add, (k + 1, within))
+        found = within, jnp.diagonal(products)
         squares, lengths = (
             lax.dynamic_update_index_in_dim(total, of_block, k, 0)
             for total, of_block in zip(sums, found, strict=True)
@@ -131,15 +130,20 @@ def pair_squares(
     return squares, lengths
 
 
+def _of_one_class(
+    products: jax.Array, ours: jax.Array, theirs: jax.Array
+) -> jax.Array:
+    """Sums `[m, n]` over those of the `n` that are of the same row."""
+    return jnp.where(ours[:, None] == theirs[None, :], products, 0).sum(axis=1)
+
+
 def _squares_of_one_block(
     sources: Sequence[PairSource], weights: jax.Array, layout: ClassLayout
 ) -> tuple[jax.Array, jax.Array]:
     """The same from all pairs: no loop, so less to compile."""
     products = _all_pairs(sources, weights, layout).astype(weights.dtype)
-    same = layout.rows[:, None] == layout.rows[None, :]
-    of_examples = jnp.stack(
-        [jnp.where(same, products, 0).sum(axis=1), jnp.diagonal(products)]
-    )
+    within = _of_one_class(products, layout.rows, layout.rows)
+    of_examples = jnp.stack([within, jnp.diagonal(products)])
     members = layout.members.astype(products.dtype)
     squares, lengths = jnp.matmul(of_examples, members.T, precision=_HIGHEST)
     return squares, lengths
