@@ -215,7 +215,6 @@ SETUPS: dict[str, Experiment] = {
     ),
     "digits-halves-resnet32": Experiment(
         name="digits-halves-resnet32",
-        search_seeds=(100,),
         data=DATA_SETUPS["digits-halves"],
         model=ModelConfig(name="resnet32", norm="group"),
         train=TrainConfig(steps=100, batch_size=64, measurements_per_decade=5),

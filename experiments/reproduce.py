@@ -69,7 +69,8 @@ run kept in [results/](results), and every run goes through the same loop. In
 brackets: 95 % intervals over five seeds, by bootstrap; comparisons are paired, since
 the runs of a seed start from the same parameters and see the same data. Recalls are
 of test data at the last step unless said otherwise. Learning rates come from one grid
-for all methods, chosen on validation data with other seeds, and are kept in
+for all methods, chosen on validation data with other seeds (one on CIFAR-10, two or
+three on digits), and are kept in
 [experiments/learning_rates](experiments/learning_rates). A claim *holds* if
 everything that is listed under it was seen, each with its whole interval; it *holds
 in part* if some was. Intervals over five seeds are too narrow: on normal data they

@@ -130,9 +130,7 @@ def pair_squares(
     return squares, lengths
 
 
-def _of_one_class(
-    products: jax.Array, ours: jax.Array, theirs: jax.Array
-) -> jax.Array:
+def _of_one_class(products: jax.Array, ours: jax.Array, theirs: jax.Array) -> jax.Array:
     """Sums `[m, n]` over those of the `n` that are of the same row."""
     return jnp.where(ours[:, None] == theirs[None, :], products, 0).sum(axis=1)
 
