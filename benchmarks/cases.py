@@ -1,5 +1,6 @@
 """The nets, the batches and the loss that are measured."""
 
+import functools
 from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
@@ -11,7 +12,7 @@ from flax import linen as nn
 from pcn_jax.models import CNN, ResNet18
 from pcn_jax.models.pooling import max_pool
 
-Net = Literal["mlp", "cnn", "wide", "resnet18"]
+Net = Literal["mlp", "narrow", "cnn", "wide", "resnet18"]
 Labels = Literal["balanced", "long-tailed"]
 TOO_LONG = "minutes a call, or out of memory"
 """Why a method that makes all class gradients at once is not run."""
@@ -40,7 +41,13 @@ class Case(NamedTuple):
     @property
     def allows_stacks(self) -> bool:
         """Whether making all class gradients at once takes less than minutes a call."""
-        most = {"mlp": 12_800, "cnn": 1_280, "wide": 1_280, "resnet18": 128}
+        most = {
+            "mlp": 12_800,
+            "narrow": 12_800,
+            "cnn": 1_280,
+            "wide": 1_280,
+            "resnet18": 128,
+        }
         return self.num_classes * self.batch_size <= most[self.net]
 
     @property
@@ -59,11 +66,12 @@ class Case(NamedTuple):
 def cases(nets: tuple[Net, ...], classes: tuple[int, ...]) -> Iterator[Case]:
     """The cases of some nets and numbers of classes.
 
-    A thousand classes are for the MLP alone; it also comes with a large batch, where
+    A thousand classes are for the MLP alone; MLPs also come with a large batch, where
     inner products between examples cost most.
     """
+    sizes = {"mlp": [128, 1024], "narrow": [128, 1024], "resnet18": [64]}
     for net in nets:
-        for size in {"mlp": [128, 1024], "resnet18": [64]}.get(net, [128]):
+        for size in sizes.get(net, [128]):
             for number in classes:
                 if number > 100 and net != "mlp":
                     continue
@@ -72,15 +80,16 @@ def cases(nets: tuple[Net, ...], classes: tuple[int, ...]) -> Iterator[Case]:
 
 
 class MLP(nn.Module):
-    """3072-512-256-C with ReLU."""
+    """3072-512-256-C with ReLU, or of other widths."""
 
     num_classes: int
+    widths: tuple[int, ...] = (512, 256)
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps images to logits."""
         x = x.reshape(x.shape[0], -1)
-        for width in (512, 256):
+        for width in self.widths:
             x = nn.relu(nn.Dense(width)(x))
         return nn.Dense(self.num_classes)(x)
 
@@ -103,6 +112,7 @@ def build(net: Net, num_classes: int) -> nn.Module:
     """The net of a case."""
     makers: dict[str, Any] = {
         "mlp": MLP,
+        "narrow": functools.partial(MLP, widths=(32, 32)),
         "cnn": CNN,
         "wide": WideCNN,
         "resnet18": ResNet18,

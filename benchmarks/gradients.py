@@ -35,7 +35,7 @@ _PEERS = _HERE.parent / ".venv-peers"
 class Config:
     """What is measured."""
 
-    nets: tuple[Net, ...] = ("mlp", "cnn", "wide", "resnet18")
+    nets: tuple[Net, ...] = ("mlp", "narrow", "cnn", "wide", "resnet18")
     """Networks."""
 
     classes: tuple[int, ...] = (2, 10, 100, 1000)

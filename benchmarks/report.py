@@ -14,7 +14,13 @@ _LIMITS = {2: 1.25, 10: 1.25, 100: 1.35, 1000: 1.5}
 _MEMORY = {True: 2.0, False: 2.5}
 """Bars for temporaries, of nets without and with convolutions."""
 _COMPILE, _SINGLE, _DOUBLE = 4.0, 1e-5, 1e-11
-_NETS = {"mlp": "MLP", "cnn": "paper's CNN", "wide": "wide CNN", "resnet18": "ResNet18"}
+_NETS = {
+    "mlp": "MLP",
+    "narrow": "narrow MLP",
+    "cnn": "paper's CNN",
+    "wide": "wide CNN",
+    "resnet18": "ResNet18",
+}
 _COLORS = {
     "jax: fused": "#0072B2",
     "jax: known labels": "#56B4E9",
@@ -34,7 +40,10 @@ def draw(results: dict[str, Any], folder: Path) -> None:
       results: What `benchmarks.gradients` measured.
       folder: Where to write.
     """
-    records = list(results["cases"].values())
+    nets = list(_NETS)
+    records = sorted(
+        results["cases"].values(), key=lambda record: nets.index(record["case"]["net"])
+    )
     versions: dict[str, str] = {}
     for record in records:
         versions |= record["versions"]
@@ -59,7 +68,8 @@ def draw(results: dict[str, Any], folder: Path) -> None:
         "way. *Temporaries*: what the compiled program allocates besides its arguments",
         "and results. *Errors*: of the direction, against a loop over the classes in",
         "the same library and precision, relative to its largest entry (on ResNet18 in",
-        "JAX of a batch of 8).",
+        "JAX of a batch of 8). Milliseconds are to be compared within a row: the",
+        "machine was not as fast on every day.",
         "",
         "## The fused path against its bars",
         "",
@@ -131,7 +141,7 @@ def _summary(record: dict[str, Any]) -> str:
         f"{best_ratio:.2f}" if peers else "",
         _bold(f"{time:.1f}", time > best_time),
         f"{best_time:.1f}" if peers else "",
-        _bold(f"{memory:.2f}", memory > _MEMORY[case["net"] == "mlp"]),
+        _bold(f"{memory:.2f}", memory > _MEMORY[case["net"] in ("mlp", "narrow")]),
         _bold(f"{compiled:.1f}", compiled > _COMPILE),
         _bold(f"{fused['error_float32']:.0e}", fused["error_float32"] > _SINGLE),
         _bold(f"{fused['error_float64']:.0e}", fused["error_float64"] > _DOUBLE),
@@ -184,22 +194,21 @@ def _figure(records: list[dict[str, Any]], path: Path) -> None:
         squeeze=False,
         layout="constrained",
     )
-    for axis in axes.flat[len(nets) :]:
-        axis.remove()
+    spare = axes.flat[len(nets) :]
+    for axis in spare:
+        axis.axis("off")
     handles: dict[str, Any] = {}
     for net, axis in zip(nets, axes.flat, strict=False):
         _panel(axis, [r for r in records if r["case"]["net"] == net])
         axis.set_title(_NETS[net], fontsize=9)
         handles |= dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
     figure.supylabel("time / plain gradient of the same library", fontsize=9)
-    figure.legend(
-        handles.values(),
-        handles.keys(),
-        loc="outside lower center",
-        ncols=4,
-        fontsize=8,
-        frameon=False,
-    )
+    named: Any = {"handles": handles.values(), "labels": handles.keys()}
+    if len(spare):
+        spare[0].legend(**named, loc="center", fontsize=8, frameon=False)
+    else:
+        place: Any = {"loc": "outside lower center", "ncols": 4}
+        figure.legend(**named, **place, fontsize=8, frameon=False)
     figure.savefig(path, dpi=160)
     plt.close(figure)
 

@@ -57,14 +57,14 @@ class Block(nn.Module):
 
 def build(net: str, num_classes: int) -> nn.Module:
     """The nets of `benchmarks.cases`, for images with the channels first."""
-    if net == "mlp":
-        sizes = [3072, 512, 256]
+    if net in ("mlp", "narrow"):
+        sizes = [3072, 512, 256] if net == "mlp" else [3072, 32, 32]
         layers = [
             layer
             for before, width in itertools.pairwise(sizes)
             for layer in (nn.Linear(before, width), nn.ReLU())
         ]
-        return nn.Sequential(nn.Flatten(), *layers, nn.Linear(256, num_classes))
+        return nn.Sequential(nn.Flatten(), *layers, nn.Linear(sizes[-1], num_classes))
     if net == "cnn":
         return nn.Sequential(
             nn.Conv2d(3, 16, 5, padding=2),

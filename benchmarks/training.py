@@ -50,6 +50,7 @@ _NAMES: tuple[AlgorithmName, ...] = (
     "pcnsgd+split",
     "sgd+o",
     "pcnsgd+o",
+    "pcnsgd+o+clip",
 )
 
 

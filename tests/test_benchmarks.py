@@ -22,7 +22,7 @@ def test_the_table_is_made_from_the_results(tmp_path: Path) -> None:
 
 def test_every_case_was_measured() -> None:
     results = json.loads((DOCS / "gradients.json").read_text(encoding="utf-8"))
-    wanted = cases(("mlp", "cnn", "wide", "resnet18"), (2, 10, 100, 1000))
+    wanted = cases(("mlp", "narrow", "cnn", "wide", "resnet18"), (2, 10, 100, 1000))
     assert set(results["cases"]) == {case.name for case in wanted}
 
 
