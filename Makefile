@@ -30,7 +30,9 @@ format: $(VENV)/installed ## Formats the code and mends what can be mended.
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: demo ## Renews the figures and the table of the README from the demo's runs.
+docs: ## Trains the demo anew, and renews the figures and the table of the README.
+	rm -rf runs/digits-lt docs/digits-lt
+	$(MAKE) demo
 	mkdir -p docs/digits-lt
 	cp runs/digits-lt/*.png runs/digits-lt/table.md docs/digits-lt/
 
