@@ -26,3 +26,9 @@ def no_implicit_promotion() -> Iterator[None]:
     """Of ranks or dtypes: what the library does, it means."""
     with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
         yield
+
+
+@pytest.fixture
+def standard_promotion() -> Iterator[None]:
+    with jax.numpy_dtype_promotion("standard"):
+        yield

@@ -1,0 +1,207 @@
+"""Data and net together: passes over all the data, batch normalisation, dropout."""
+
+import dataclasses
+import re
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from training_cases import (
+    NUM_CLASSES,
+    SMALL_MLP,
+    BatchNormNet,
+    DropoutNet,
+    Loop,
+    blobs,
+    difference,
+    evaluate,
+    flat,
+    full_class_gradients,
+    problem,
+    steps_of,
+    trainer,
+)
+
+from pcn_jax.data import SETUPS, Split, load
+from pcn_jax.models import MLP
+from pcn_jax.training import (
+    ALGORITHMS,
+    AlgorithmName,
+    Problem,
+    SamplerName,
+    TrainState,
+)
+from pcn_jax.training.algorithms import make_sampler
+
+
+class TestProblem:
+    """The data, the model and passes over all of it."""
+
+    @pytest.mark.parametrize("size", [5, 33])
+    def test_size_of_micro_batches_does_not_matter(self, size: int) -> None:
+        on = Problem(blobs(), SMALL_MLP, microbatch_size=size)
+        state, expected = trainer("gd", on)(0), trainer("gd")(0)
+        chex.assert_trees_all_close(state, expected, rtol=1e-4, atol=1e-6)
+        chex.assert_trees_all_close(
+            evaluate(on, expected), evaluate(problem(), expected), rtol=1e-5
+        )
+
+    def test_inputs_are_normalised_by_the_statistics_of_the_data(self) -> None:
+        data = blobs()
+
+        def standard(split: Split) -> Split:
+            inputs = (split.inputs.astype(np.float32) - 128) / 32
+            return Split(inputs, split.labels)
+
+        normalised = dataclasses.replace(
+            data,
+            train=standard(data.train),
+            validation=standard(data.validation),
+            test=standard(data.test),
+            mean=np.zeros(4, np.float32),
+            std=np.ones(4, np.float32),
+        )
+        on = Problem(normalised, SMALL_MLP, microbatch_size=12)
+        expected = trainer("sgd")(0)
+        chex.assert_trees_all_equal(trainer("sgd", on)(0), expected)
+        chex.assert_trees_all_equal(
+            evaluate(on, expected), evaluate(problem(), expected)
+        )
+
+    def test_splits_are_on_the_device(self) -> None:
+        data = blobs()
+        for name in ("train", "validation", "test"):
+            split = problem().splits[name]
+            assert isinstance(split.inputs, jax.Array)
+            np.testing.assert_array_equal(split.inputs, getattr(data, name).inputs)
+            np.testing.assert_array_equal(split.labels, getattr(data, name).labels)
+
+    def test_impossible_micro_batches(self) -> None:
+        with pytest.raises(ValueError, match=r"microbatch_size must be .*got 0"):
+            trainer("gd", Problem(blobs(), SMALL_MLP, microbatch_size=0))
+
+    def test_unknown_loop(self) -> None:
+        loop: Any = "while"
+        with pytest.raises(ValueError, match="'python', 'scan' or None, got 'while'"):
+            Problem(blobs(), SMALL_MLP, loop=loop)
+
+    def test_real_digits_are_learned(self) -> None:
+        on = Problem(load(SETUPS["digits-lt"]), MLP(10))
+        ends = [
+            trainer("pcnsgd+o", on, steps=steps, batch_size=100)(0) for steps in (0, 60)
+        ]
+        recalls = [evaluate(on, end, "test")["macro_recall"] for end in ends]
+        assert recalls[0] < 0.3
+        assert recalls[1] > 0.6
+
+
+class TestBatchNorm:
+    """Nets whose examples interact: mini-batches only, and jointly."""
+
+    @pytest.mark.parametrize(
+        ("algorithm", "loop"),
+        [
+            ("sgd", "python"),
+            ("sgd+o", "scan"),
+            ("pcnsgd", "scan"),
+            ("pcnsgd+o", "python"),
+        ],
+    )
+    def test_statistics_follow_the_whole_batch(
+        self, algorithm: AlgorithmName, loop: Loop
+    ) -> None:
+        """One step moves them by a tenth towards those of all classes together."""
+        on = problem(loop, BatchNormNet())
+        start = steps_of(algorithm, on).init(5)
+        state = trainer(algorithm, on, steps=1)(5)
+        sampler = make_sampler(
+            ALGORITHMS[algorithm].sampler, on.train_labels, 12, total_steps=1
+        )
+        assert sampler is not None
+        inputs = blobs().train.inputs[np.asarray(sampler(5, 0))]
+        params: Any = start.params
+        hidden = (
+            (inputs - np.float32(128)) / 32 @ np.asarray(params["Dense_0"]["kernel"])
+        )
+        statistics = state.model_state["batch_stats"]["BatchNorm_0"]
+        np.testing.assert_allclose(
+            statistics["mean"], 0.1 * hidden.mean(axis=0), rtol=1e-4, atol=1e-6
+        )
+        np.testing.assert_allclose(
+            statistics["var"], 0.9 + 0.1 * hidden.var(axis=0), rtol=1e-4
+        )
+
+    @pytest.mark.parametrize("algorithm", ["sgd", "pcnsgd+o"])
+    def test_trains(self, algorithm: AlgorithmName) -> None:
+        on = problem("python", BatchNormNet())
+        ends = [trainer(algorithm, on, steps=steps)(0) for steps in (0, 30)]
+        assert np.isfinite(flat(ends)).all()
+        losses = [evaluate(on, end)["loss"].mean() for end in ends]
+        assert losses[1] < 0.9 * losses[0]
+
+    def test_class_gradients_of_a_joint_pass_sum_to_the_gradient(self) -> None:
+        on = problem("python", BatchNormNet())
+        steps, train = steps_of("sgd+o", on), on.splits["train"]
+        state = steps.init(0)
+        _, rows = steps.class_gradients(state, train)
+        _, gradient = steps.gradients(state, train)
+        total = jax.tree.map(lambda g: g.sum(axis=0, keepdims=True), rows)
+        chex.assert_trees_all_close(total, gradient, rtol=1e-4, atol=1e-6)
+
+    @pytest.mark.parametrize(
+        ("algorithm", "sampler"),
+        [("gd", None), ("pcngd", None), ("pcnsgd+r", None), ("sgd", "full")],
+    )
+    def test_passes_over_all_the_data_are_refused(
+        self, algorithm: AlgorithmName, sampler: SamplerName | None
+    ) -> None:
+        label = re.escape(ALGORITHMS[algorithm].label)
+        message = f"{label} takes .* BatchNormNet .* interact .*batch_stats"
+        train = trainer(algorithm, problem("python", BatchNormNet()), sampler=sampler)
+        with pytest.raises(ValueError, match=message):
+            train(0)
+
+
+class TestDropout:
+    """On in training, off in evaluation."""
+
+    @pytest.mark.parametrize("algorithm", ["gd", "pcnsgd+o"])
+    def test_on_in_training(self, algorithm: AlgorithmName) -> None:
+        """The masks are new at every step and with every seed, and else the same."""
+        on = problem("python", DropoutNet())
+        # One batch for all steps and seeds: only the masks can differ.
+        steps = steps_of(algorithm, on, sampler="full")
+        state, train = steps.init(0), on.splits["train"]
+
+        def gradient(state: TrainState) -> Any:
+            return steps.gradients(state, train)[1]
+
+        same, now = gradient(state), gradient(state)
+        later = gradient(state._replace(step=state.step + 1))
+        elsewhere = gradient(state._replace(seed=state.seed + 1))
+        chex.assert_trees_all_equal(same, now)
+        assert difference(now, later) > 1e-3
+        assert difference(now, elsewhere) > 1e-3
+
+    def test_off_in_evaluation(self) -> None:
+        on = problem("python", DropoutNet())
+        state = trainer("sgd", on)(0)
+        train = on.splits["train"]
+        inputs = (train.inputs.astype(jnp.float32) - 128) / 32
+        logits = DropoutNet().apply({"params": state.params}, inputs)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, train.labels)
+        expected = [losses[train.labels == c].mean() for c in range(NUM_CLASSES)]
+        np.testing.assert_allclose(
+            evaluate(on, state)["loss"], expected, rtol=1e-5, atol=1e-6
+        )
+
+    def test_off_in_the_reference(self) -> None:
+        on = problem("python", DropoutNet())
+        start = trainer("pcnsgd+r", on, steps=0)(0)
+        state = trainer("pcnsgd+r", on, steps=1)(0)
+        expected = full_class_gradients(on, start.params)
+        chex.assert_trees_all_close(state.reference, expected, rtol=1e-4, atol=1e-6)
