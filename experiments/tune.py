@@ -5,8 +5,8 @@
 The score of a learning rate is the macro recall on the validation split, averaged over
 the log-spaced measurements of the run: it rewards learning soon and staying there. The
 seeds are not those of the experiments. What is found is in experiments/learning_rates;
-what is there is not searched again, unless with --overwrite. An interrupted search goes
-on where it was.
+what is there is not searched again, unless with --overwrite. After an interruption the
+same command goes on where it was.
 """
 
 import dataclasses
@@ -66,12 +66,13 @@ def search(experiment: Experiment, algorithm: AlgorithmName, command: str) -> No
     """
     path = learning_rates_path(experiment.name)
     found, seeds = _read(path), list(experiment.search_seeds)
+    searched = {"command": command, "seeds": seeds}
     is_done = algorithm in found["best"]
     if is_done and not experiment.overwrite:
         return
-    if is_done or found["searched"].get(algorithm, {}).get("seeds") != seeds:
+    if is_done or found["searched"].get(algorithm) != searched:
         found["best"].pop(algorithm, None)
-        found["searched"][algorithm] = {"command": command, "seeds": seeds}
+        found["searched"][algorithm] = searched
         found["scores"][algorithm] = {}
         _write(path, found)
     _, of_problem = problem(experiment)

@@ -484,6 +484,22 @@ class TestPlan:
         )
         assert {way.split(",")[0] for _, way in chosen.ways} == ways
 
+    @pytest.mark.parametrize(
+        ("size", "width", "way"),
+        [
+            (1024, 32, "rows, 16 at once"),  # groups that stay in the cache
+            (1024, 512, "pairs"),
+            (2, 32, "pairs"),
+        ],
+    )
+    def test_of_a_dense_layer(self, size: int, width: int, way: str) -> None:
+        def loss(w: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
+            return jnp.where(y == 0, jnp.square(x @ w).sum(axis=1), 0)
+
+        w, x = jnp.zeros((3072, width)), jnp.zeros((size, 3072))
+        chosen = pcn_jax.pcn_plan(loss, 10)(w, x, np.zeros(size, np.int32))
+        assert chosen.ways == (("", way),)
+
     def test_says_why_it_is_the_masked_path(self) -> None:
         case = CASES["mlp"]
         chosen = pcn_jax.pcn_plan(INTERACTING[0], NUM_CLASSES)(

@@ -28,7 +28,7 @@ _CACHE, _NEAR_CACHE = 2**22, 2**16
 _LAUNCH = 250_000_000
 """Multiplications in the time in which an accelerator is told what to do next."""
 _TAIL = 2
-"""Examples of an example's class, over those there would be if all were as many."""
+"""On a long tail, most examples are of a class so many times the average one."""
 _TOKENS_AT_ONCE = 256
 _FEW_EXAMPLES = 128
 """Up to so many, all pairs at once take half as long to compile."""
