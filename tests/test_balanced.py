@@ -233,6 +233,14 @@ class TestBatches:
         assert_close(found.norms, pcn_jax.class_norms(grads), atol=1e-6)
         assert found.counts.tolist() == value.counts.tolist()
 
+    @pytest.mark.parametrize("name", ["mlp", "conv", "attention", "recurrent"])
+    def test_of_one_example(self, name: str) -> None:
+        case = CASES[name]._replace(inputs=CASES[name].inputs[:1])
+        value, _, direction = explicit(case, LINKS["norm"][0], LABELS[:1])
+        found, fused_direction = fused(case, LABELS[:1])
+        assert_close(fused_direction, direction, atol=1e-6)
+        assert_close(found.losses, value.losses, atol=1e-6)
+
     @pytest.mark.parametrize("num_classes", [NUM_CLASSES, 50])
     def test_neither_the_order_nor_the_names_of_classes_matter(
         self, num_classes: int

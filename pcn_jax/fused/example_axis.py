@@ -225,7 +225,8 @@ def _gather(use: _Use) -> Sequence[Axis]:
             return [batch[paired]]
     gone = {*numbers.collapsed_slice_dims, *numbers.operand_batching_dims}
     looked_up = operand in gone or operand in numbers.start_index_map
-    if indices is not None or looked_up or sizes[operand] != use.shapes[0][operand]:
+    crossed = indices is not None and use.shapes[0][operand] > 1
+    if crossed or looked_up or sizes[operand] != use.shapes[0][operand]:
         raise _mixes("an index looks them up")
     kept = [d for d in range(len(use.shapes[0])) if d not in gone]
     return [numbers.offset_dims[kept.index(operand)]]
