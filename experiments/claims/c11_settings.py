@@ -43,9 +43,10 @@ search's grid within 5 % of the best score. Momentum is 0.9 behind the sum over 
 class momentum is before class gradients are normalised, and remembers all of them, the
 smoothed norm two numbers a class. Alignment is the least part of the noisy norm that is
 taken for the true one (`min_alignment`). With p averaged, the norm is that of the batch
-and only its alignment an average over steps (`average`). The nets are those of C8. Not
-run: momentum and Adam on ten classes of CIFAR-10; other settings of the smoothed norm
-on CNN and ResNet."""
+and only its alignment an average over steps (`average`). The nets are those of C8.
+In the figure the grey line is PCNSGD+O+clip, and what was not run has no dot. Not run:
+momentum and Adam on ten classes of CIFAR-10; other settings of the smoothed norm on CNN
+and ResNet; PCNSGD+R; momentum and Adam behind PCNSGD+O+clip."""
 
 
 class Variant(NamedTuple):
@@ -94,6 +95,7 @@ BEHIND = [
     for algorithm in _BEHIND
 ]
 _PLAIN: tuple[AlgorithmName, ...] = (
+    "sgd+o",
     "sgd+rw",
     "pcnsgd",
     "pcnsgd+o",

@@ -73,8 +73,9 @@ def find(size: Size) -> Finding:
         draw=functools.partial(_draw, rows),
         notes="Mean p of 2,000 batches of b examples of the class, over seeds, and "
         "behind the stroke its prediction from the noise of single examples. The "
-        "prediction takes the noise to be of one length in every batch; late in "
-        "training few examples have most of it, and p is larger than predicted.",
+        "prediction takes the noise to be of one length in every batch; after the "
+        "first steps few examples have most of it, and p is larger than predicted. "
+        "At equal b the minority's p is the larger one; its batches are smaller.",
     )
 
 

@@ -94,7 +94,7 @@ def find(size: Size) -> Finding:
 
 def _draw(study: Study) -> Figure:
     gap = Panel(
-        "gap in test recall",
+        "gap in test recall, with its sign",
         study["sgd"].steps,
         {name: class_gap(curves) for name, curves in study.items()},
         limits=(-1, 1),

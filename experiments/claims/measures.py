@@ -99,8 +99,9 @@ def step_with_as_many_examples(curves: Curves) -> int:
 
 
 def at_step(curves: Curves, values: np.ndarray, step: int) -> np.ndarray:
-    """The measurement at or next after a step, `[S, T]` to `[S]`."""
-    found: np.ndarray = values[:, int(np.searchsorted(curves.steps, step))]
+    """The last measurement up to a step, `[S, T]` to `[S]`."""
+    last = int(np.searchsorted(curves.steps, step, side="right")) - 1
+    found: np.ndarray = values[:, last]
     return found
 
 
