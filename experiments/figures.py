@@ -34,6 +34,8 @@ COLOURS: dict[AlgorithmName, str] = {
     "pcnsgd+o+clip": "#117733",
     "pcnsgd+split": "#882255",
 }
+LINES: dict[AlgorithmName, str] = {"pcnsgd+clip": "--", "pcnsgd+o+clip": "--"}
+"""Styles of lines that would hide those of the rules without clipping."""
 STYLE: dict[str, Any] = {
     "font.size": 8,
     "axes.titlesize": 9,

@@ -17,7 +17,7 @@ from experiments.claims.measures import (
     steps_to_beat_chance,
 )
 from experiments.experiment import Experiment
-from experiments.figures import COLOURS, STYLE
+from experiments.figures import COLOURS, LINES, STYLE
 from experiments.intervals import Interval, difference, interval
 from experiments.study import Study, binary, collect
 from pcn_jax.training import ALGORITHMS, AlgorithmName
@@ -158,7 +158,8 @@ def _draw(delays: Mapping[AlgorithmName, Delays], ratios: tuple[int, ...]) -> Fi
             power: Interval = interval(found.powers)
             label = f"{ALGORITHMS[name].label}: power {power.mean:.2f}"
             mean = np.exp(np.log(np.maximum(found.steps, 1)).mean(axis=0))
-            axis.plot(ratios, mean, "o-", color=COLOURS[name], label=label, ms=3)
+            line = f"o{LINES.get(name, '-')}"
+            axis.plot(ratios, mean, line, color=COLOURS[name], label=label, ms=3)
             for row in found.steps:
                 axis.plot(ratios, row, ".", color=COLOURS[name], ms=3, alpha=0.5)
         axis.set_xscale("log")

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.claims.measures import rare_loss, rare_recall
-from experiments.figures import COLOURS, STYLE
+from experiments.figures import COLOURS, LINES, STYLE
 from experiments.study import Study
 from pcn_jax.training import ALGORITHMS, AlgorithmName
 
@@ -93,7 +93,8 @@ def band(
 ) -> None:
     """Draws the mean over seeds and the range of one algorithm, `[S, T]`."""
     colour, label = COLOURS[algorithm], ALGORITHMS[algorithm].label
-    axis.plot(x, values.mean(axis=0), color=colour, label=label, linewidth=1.4)
+    line = LINES.get(algorithm, "-")
+    axis.plot(x, values.mean(axis=0), line, color=colour, label=label, linewidth=1.4)
     low, high = values.min(axis=0), values.max(axis=0)
     axis.fill_between(x, low, high, color=colour, alpha=0.12, linewidth=0)
 
