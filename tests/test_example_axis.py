@@ -132,6 +132,13 @@ def test_what_may_mix_examples_is_refused(name: str) -> None:
         axis_of(TOGETHER[name])
 
 
+@pytest.mark.parametrize(
+    "function", [jax.nn.softplus, jax.nn.log_sigmoid, jax.nn.mish, jnp.sinc]
+)
+def test_a_function_may_occur_in_its_own_derivative(function: Function) -> None:
+    assert axis_of(function) == 0
+
+
 def test_a_value_without_examples_has_no_axis() -> None:
     assert axis_of(lambda x: jnp.zeros(len(x)) + W.sum()) is None
 

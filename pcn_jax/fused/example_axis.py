@@ -289,7 +289,10 @@ def _custom_derivative(use: _Use) -> Sequence[Axis]:
 
     results = jax.eval_shape(use.equation.apply, *values)
     cotangents = [x for x in results if is_float(x)]
-    derivative = flatten(jax.make_jaxpr(pullback)(cotangents, values))
+    # Whose own parts may be the function again, as in logaddexp; nobody differentiates
+    # them a second time.
+    pulled_back = jax.make_jaxpr(pullback)(cotangents, values)
+    derivative = flatten(pulled_back, differentiable=False)
     with_gradient = [
         axis for axis, x in zip(outputs, results, strict=True) if is_float(x)
     ]

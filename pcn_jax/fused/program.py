@@ -6,7 +6,12 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jax.extend import core
 
-_CALLS = {"jit", "pjit", "closed_call", "core_call", "checkpoint", "remat", "remat2"}
+_CALLS = {
+    **dict.fromkeys(["jit", "pjit", "closed_call", "core_call"], "jaxpr"),
+    **dict.fromkeys(["checkpoint", "remat", "remat2"], "jaxpr"),
+}
+_WITH_DERIVATIVES = dict.fromkeys(["custom_jvp_call", "custom_vjp_call"], "call_jaxpr")
+"""Primitives that call a function, and the parameter that has it."""
 
 Slot = int
 """Where a value is kept: slots are numbered in the order in which they are filled."""
@@ -56,16 +61,19 @@ class Program(NamedTuple):
         return tuple(self.types[slot].shape)
 
 
-def flatten(closed: core.ClosedJaxpr) -> Program:
+def flatten(closed: core.ClosedJaxpr, *, differentiable: bool = True) -> Program:
     """Lists the equations of a jaxpr, with calls to jitted functions inlined.
 
     Args:
       closed: What `jax.make_jaxpr` returns.
+      differentiable: Whether the program has to have the same derivative. If not,
+        functions with derivatives of their own are opened, too.
 
     Returns:
       An equivalent `Program`. Calls and `jax.checkpoint` are opened; loops, branches
       and functions with derivatives of their own stay as they are.
     """
+    calls = _CALLS if differentiable else _CALLS | _WITH_DERIVATIVES
     types: list[Any] = []
     constants: dict[Slot, Any] = {}
     equations: list[Equation] = []
@@ -92,8 +100,8 @@ def flatten(closed: core.ClosedJaxpr) -> Program:
             return slots[atom]
 
         for eqn in jaxpr.eqns:
-            if eqn.primitive.name in _CALLS:
-                inner, inner_consts = _opened(eqn.params["jaxpr"])
+            if eqn.primitive.name in calls:
+                inner, inner_consts = _opened(eqn.params[calls[eqn.primitive.name]])
                 outputs = visit(inner, inner_consts, map(read, eqn.invars))
             else:
                 outputs = [new_slot(variable) for variable in eqn.outvars]
