@@ -26,7 +26,7 @@ COLOURS: dict[AlgorithmName, str] = {
     "pcngd": "#000000",
     "sgd": "#D55E00",
     "sgd+o": "#E69F00",
-    "sgd+rw": "#F0E442",
+    "sgd+rw": "#C2B000",
     "pcnsgd": "#0072B2",
     "pcnsgd+o": "#56B4E9",
     "pcnsgd+r": "#CC79A7",

@@ -163,8 +163,8 @@ def _draw_estimate(axis: Axes, rows: Sequence[Noise]) -> None:
     lines = {
         "batch's own norm²": ("noisy", "-", "#0072B2"),
         "two halves": ("split", "-", "#882255"),
-        "spread of two halves": ("split_spread", "--", "#882255"),
-        "spread of all pairs": ("pairs_spread", ":", "#882255"),
+        "two halves: std. dev.": ("split_spread", "--", "#882255"),
+        "all pairs: std. dev.": ("pairs_spread", ":", "#882255"),
     }
     for label, (name, style, colour) in lines.items():
         values = [

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -46,7 +47,7 @@ taken for the true one (`min_alignment`). With p averaged, the norm is that of t
 and only its alignment an average over steps (`average`). The nets are those of C8.
 In the figure the grey line is PCNSGD+O+clip, and what was not run has no dot. Not run:
 momentum and Adam on ten classes of CIFAR-10; other settings of the smoothed norm on CNN
-and ResNet; PCNSGD+R; momentum and Adam behind PCNSGD+O+clip."""
+and ResNet; PCNSGD+R."""
 
 
 class Variant(NamedTuple):
@@ -88,7 +89,7 @@ _OPTIMIZERS = {
     "momentum": OptimizerConfig(momentum=0.9),
     "adam": OptimizerConfig(name="adam"),
 }
-_BEHIND: tuple[AlgorithmName, ...] = ("sgd+rw", "pcnsgd+split")
+_BEHIND: tuple[AlgorithmName, ...] = ("sgd+rw", "pcnsgd+o+clip", "pcnsgd+split")
 BEHIND = [
     Variant(optimizer, algorithm, {"optimizer": config})
     for optimizer, config in _OPTIMIZERS.items()
@@ -211,11 +212,11 @@ def _effects(setup: str, runs: _Runs) -> list[Effect]:
                 _AS_THEY_COME,
             ),
         ]
-    for label in _OPTIMIZERS:
-        key = label, _AS_THEY_COME
+    for label, rule in itertools.product(_OPTIMIZERS, (_ONE, _AS_THEY_COME)):
+        key = label, rule
         if key in runs:
             over = _MEASURES[_OVER]
-            less = difference(over(runs[key]), over(runs["", _AS_THEY_COME]))
+            less = difference(over(runs[key]), over(runs["", rule]))
             effects.append(
                 Effect(
                     f"{setup}: macro recall {_OVER} of {_label(*key)} behind the sum, "

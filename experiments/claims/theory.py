@@ -89,6 +89,10 @@ def find(size: Size) -> Finding:
         ),
         draw=functools.partial(draw, delays),
         notes=(
+            "Class l has the loss ½ (x − c_l)ᵀ A_l (x − c_l), its gradient g_l, and "
+            "the largest and least eigenvalues L and μ of A_l; η is the learning rate, "
+            "d the direction followed, α the angle of two class gradients, ρ the "
+            "minority's examples over the majority's. "
             "The bounds are derived from the definitions; the analysis is that of "
             "Francazi et al. (2023). A case is one class at one step. A violation is "
             "in units of the class loss before the step; in item 2, where two signs "
@@ -139,7 +143,7 @@ def minority_drop(paths: Sequence[Path], delays: Delays) -> Check:
     violation = float(np.where(agree, 0, np.abs(slope) / lengths).max())
     worse, peak = float(np.mean(slope > 0)), delays.peak
     power, power_pcngd = delays.powers
-    mild, strong = f"1:{1 / RATIOS[2]:.0f}", f"1:{1 / RATIOS[-1]:.0f}"
+    mild, strong = f"{1 / RATIOS[2]:.0f} : 1", f"{1 / RATIOS[-1]:.0f} : 1"
     cosine = TWO.centres[0] @ TWO.centres[1]
     derived = np.log(1 - cosine) / (RATE * shares(RATIOS[-1])[1] * (1 - cosine**2))
     return Check(
@@ -159,7 +163,7 @@ def minority_drop(paths: Sequence[Path], delays: Delays) -> Check:
             ),
             Effect(
                 "GD's drop deepens with the imbalance: at worst the minority's loss is "
-                f"{peak[0]:.2f} times its start at 1:1, {peak[2]:.2f} at {mild}, "
+                f"{peak[0]:.2f} times its start at 1 : 1, {peak[2]:.2f} at {mild}, "
                 f"{peak[-1]:.2f} at {strong}",
                 bool(np.all(np.diff(peak) > 0)),
             ),
