@@ -38,17 +38,18 @@ SETUPS_OF: dict[Size, tuple[str, ...]] = {
 _MUCH = 0.05
 """Macro recall by which the one rule may be below the best of all."""
 _NOTES = """\
-Macro recall over training is the mean over the log-spaced measurements after the start.
-Each line has its own learning rate, from the same search. Rates that work: those of the
-search's grid within 5 % of the best score. Momentum is 0.9, as Adam behind the sum over classes;
-class momentum is before class gradients are normalised, and remembers all of them, the
-smoothed norm two numbers a class. Alignment is the least part of the noisy norm that is
-taken for the true one (`min_alignment`). With p averaged, the norm is that of the batch
-and only its alignment an average over steps (`average`). Norm is the largest that
-clipping leaves (`max_norm`), 1 unless said otherwise. The nets are those of C8.
-In the figure the grey line is PCNSGD+O+clip, and what was not run has no dot. Not run:
-momentum and Adam on ten classes of CIFAR-10; other settings of the smoothed norm on CNN
-and ResNet; PCNSGD+R."""
+Macro recall over training is the mean over the log-spaced measurements after the
+start. Each line has its own learning rate, from the same search. Rates that work:
+those of the search's grid within 5 % of the best score. Momentum is 0.9 and, as
+Adam, behind the sum over classes; class momentum is before class gradients are
+normalised, and remembers all of them, the smoothed norm two numbers a class.
+Alignment is the least part of the noisy norm that is taken for the true one
+(`min_alignment`). With p averaged, the norm is that of the batch and only its
+alignment an average over steps (`average`). Norm is the largest that clipping leaves
+(`max_norm`), 1 unless said otherwise. The nets are those of C8. In the figure the
+grey line is PCNSGD+O+clip, and what was not run has no dot. Not run: momentum and
+Adam on ten classes of CIFAR-10; other settings of the smoothed norm on CNN and
+ResNet; PCNSGD+R."""
 
 
 class Variant(NamedTuple):
@@ -223,8 +224,8 @@ def _effects(setup: str, runs: _Runs) -> list[Effect]:
             less = difference(over(runs[key]), over(runs["", key[1]]))
             effects.append(
                 Effect(
-                    f"{setup}: macro recall {_OVER} of {_label(*key)}, less that "
-                    f"without {less}, at most {_MUCH} below",
+                    f"{setup}: macro recall {_OVER} of {_label(*key)} less that of "
+                    f"{_label('', key[1])}: {less}, at most {_MUCH} below",
                     less.low >= -_MUCH,
                 )
             )
