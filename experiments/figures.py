@@ -72,6 +72,34 @@ def draw(runs: Runs, dataset: Dataset, folder: Path) -> list[Path]:
     return paths
 
 
+def band(
+    axis: Axes, steps: np.ndarray, values: np.ndarray, algorithm: AlgorithmName
+) -> None:
+    """Draws the mean over seeds and the range of one algorithm.
+
+    Args:
+      axis: To draw on.
+      steps: `[T]`.
+      values: `[S, T]`.
+      algorithm: Gives the colour, the line and the label.
+    """
+    label, line = ALGORITHMS[algorithm].label, LINES.get(algorithm, "-")
+    _band(axis, steps, values, color=COLOURS[algorithm], label=label, line=line)
+
+
+def log_steps(axis: Axes, steps: np.ndarray) -> None:
+    """Makes the steps logarithmic, with room for step 0.
+
+    Args:
+      axis: Whose steps.
+      steps: `[T]`, from 0 on.
+    """
+    axis.set_xscale("symlog", linthresh=1, linscale=0.3)
+    axis.set_xlim(0, max(steps[-1], 1))
+    decades = int(np.log10(max(steps[-1], 1)))
+    axis.set_xticks([0, *(10**k for k in range(decades + 1))])
+
+
 def _panels(
     runs: Runs, dataset: Dataset, split: str, metric: str, label: str
 ) -> Figure:
@@ -99,7 +127,7 @@ def _panels(
                 label=f"{dataset.class_names[index]} ({count:,})",
             )
         axis.set_title(ALGORITHMS[algorithm].label, loc="left", fontweight="bold")
-        _log_steps(axis, steps)
+        log_steps(axis, steps)
     for axis in axes.flat[len(runs) :]:
         axis.set_visible(False)
     for axis in axes.flat[max(len(runs) - columns, 0) : len(runs)]:
@@ -125,10 +153,9 @@ def _overview(runs: Runs, dataset: Dataset) -> Figure:
     rare = minority(dataset.class_counts)
     for algorithm, seeds in runs.items():
         steps, recall = _series(seeds, "test", "recall")
-        style = {"color": COLOURS[algorithm], "label": ALGORITHMS[algorithm].label}
-        _band(axes[0], steps, recall.mean(axis=2), **style)
-        _band(axes[1], steps, recall[:, :, rare].mean(axis=2), **style)
-        _log_steps(axes[0], steps)
+        band(axes[0], steps, recall.mean(axis=2), algorithm)
+        band(axes[1], steps, recall[:, :, rare].mean(axis=2), algorithm)
+        log_steps(axes[0], steps)
     axes[0].set_title("macro recall", loc="left", fontweight="bold")
     axes[1].set_title("recall of the minority", loc="left", fontweight="bold")
     axes[0].set_ylabel("test recall")
@@ -148,10 +175,16 @@ def _series(
 
 
 def _band(
-    axis: Axes, steps: np.ndarray, values: np.ndarray, *, color: object, label: str
+    axis: Axes,
+    steps: np.ndarray,
+    values: np.ndarray,
+    *,
+    color: object,
+    label: str,
+    line: str = "-",
 ) -> None:
     """Mean over seeds, and from the smallest to the largest of them."""
-    axis.plot(steps, values.mean(axis=0), color=color, label=label, linewidth=1.3)
+    axis.plot(steps, values.mean(axis=0), line, color=color, label=label, linewidth=1.3)
     axis.fill_between(
         steps,
         values.min(axis=0),
@@ -160,14 +193,6 @@ def _band(
         alpha=0.1,
         linewidth=0,
     )
-
-
-def _log_steps(axis: Axes, steps: np.ndarray) -> None:
-    """Logarithmic steps with room for step 0."""
-    axis.set_xscale("symlog", linthresh=1, linscale=0.3)
-    axis.set_xlim(0, max(steps[-1], 1))
-    decades = int(np.log10(max(steps[-1], 1)))
-    axis.set_xticks([0, *(10**k for k in range(decades + 1))])
 
 
 def _save(figure: Figure, folder: Path, name: str) -> Path:

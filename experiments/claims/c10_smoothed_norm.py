@@ -9,7 +9,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from tabulate import tabulate
 
-from experiments.claims.drawing import band
 from experiments.claims.finding import Effect, Finding, Size
 from experiments.claims.measures import (
     drop_depth,
@@ -18,7 +17,7 @@ from experiments.claims.measures import (
     rare_loss,
 )
 from experiments.experiment import SETUPS
-from experiments.figures import STYLE
+from experiments.figures import STYLE, band, log_steps
 from experiments.intervals import difference, interval
 from experiments.noise import Noise, measure_noise
 from experiments.study import BINARY, MANY, Study, binary, collect
@@ -148,8 +147,7 @@ def _draw(studies: Mapping[str, Study], rows: Sequence[Noise]) -> Figure:
         for axis, (setup, study) in zip(axes, studies.items(), strict=False):
             for name, curves in study.items():
                 band(axis, curves.steps, macro_recall(curves), name)
-            axis.set_xscale("symlog", linthresh=1, linscale=0.3)
-            axis.set_xlim(0, study["sgd"].steps[-1])
+            log_steps(axis, study["sgd"].steps)
             axis.set_title(f"{setup}: macro recall", loc="left", fontweight="bold")
             axis.set_xlabel("step")
         _draw_estimate(axes[2], rows)

@@ -9,12 +9,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from tabulate import tabulate
 
-from experiments.claims.drawing import band
 from experiments.claims.finding import Effect, Finding, Size
 from experiments.claims.measures import drop_depth, macro_recall, rates_that_work
 from experiments.endings import PLANS, Ending, measure_endings
 from experiments.experiment import SETUPS
-from experiments.figures import COLOURS, LINES, STYLE
+from experiments.figures import COLOURS, LINES, STYLE, band, log_steps
 from experiments.intervals import Interval, difference, factor, interval
 from experiments.study import BINARY, Curves, Study, collect
 from pcn_jax.training import ALGORITHMS, AlgorithmName
@@ -248,8 +247,7 @@ def _draw_curves(axis: Axes, study: Study, title: str) -> None:
     for name, curves in study.items():
         worst = curves.train_loss.max(axis=2)
         band(axis, curves.steps, np.maximum(worst, _NO_LOSS), name)
-    axis.set_xscale("symlog", linthresh=1, linscale=0.3)
-    axis.set_xlim(0, study["sgd"].steps[-1])
+    log_steps(axis, study["sgd"].steps)
     axis.set_yscale("log")
     axis.set_ylim(bottom=_NO_LOSS / 2)
     axis.set_title(f"{title}: worst class", loc="left", fontweight="bold")

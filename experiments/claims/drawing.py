@@ -5,13 +5,12 @@ from typing import NamedTuple
 
 import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.claims.measures import rare_loss, rare_recall
-from experiments.figures import COLOURS, LINES, STYLE
+from experiments.figures import STYLE, band, log_steps
 from experiments.study import Study
-from pcn_jax.training import ALGORITHMS, AlgorithmName
+from pcn_jax.training import AlgorithmName
 
 
 class Panel(NamedTuple):
@@ -70,9 +69,7 @@ def draw_panels(panels: Sequence[Panel]) -> Figure:
         for axis, panel in zip(axes[0], panels, strict=True):
             for algorithm, values in panel.values.items():
                 band(axis, panel.steps, values, algorithm)
-            axis.set_xscale("symlog", linthresh=1, linscale=0.3)
-            axis.set_xlim(0, panel.steps[-1])
-            axis.set_xticks([0, *(10**k for k in range(_decades(panel.steps) + 1))])
+            log_steps(axis, panel.steps)
             axis.set_title(panel.title, loc="left", fontweight="bold")
             axis.set_xlabel("step")
             if panel.log:
@@ -86,18 +83,3 @@ def draw_panels(panels: Sequence[Panel]) -> Figure:
         }
         figure.legend(handles.values(), handles.keys(), loc="outside right upper")
     return figure
-
-
-def band(
-    axis: Axes, x: np.ndarray, values: np.ndarray, algorithm: AlgorithmName
-) -> None:
-    """Draws the mean over seeds and the range of one algorithm, `[S, T]`."""
-    colour, label = COLOURS[algorithm], ALGORITHMS[algorithm].label
-    line = LINES.get(algorithm, "-")
-    axis.plot(x, values.mean(axis=0), line, color=colour, label=label, linewidth=1.4)
-    low, high = values.min(axis=0), values.max(axis=0)
-    axis.fill_between(x, low, high, color=colour, alpha=0.12, linewidth=0)
-
-
-def _decades(steps: np.ndarray) -> int:
-    return int(np.log10(max(steps[-1], 1)))
