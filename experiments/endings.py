@@ -121,7 +121,10 @@ def _end(records: Sequence[Record]) -> tuple[float, float, float]:
     worst = np.array([max(record["train"]["loss"]) for record in records])
     late = steps >= steps[-1] / 2
     recall = np.mean(records[-1]["test"]["recall"])
-    return float(worst[~late].min()), float(worst[late].max()), float(recall)
+    least, largest, last = (
+        float(f"{x:.5g}") for x in (worst[~late].min(), worst[late].max(), recall)
+    )
+    return least, largest, last
 
 
 def _description(
@@ -156,9 +159,7 @@ def _write(path: Path, described: dict[str, Any], kept: _Kept) -> None:
         "columns": Ending._fields,
     }
     rows = ",\n".join(
-        json.dumps(
-            [*key, *(float(f"{x:.5g}") if np.isfinite(x) else None for x in end)]
-        )
+        json.dumps([*key, *(x if np.isfinite(x) else None for x in end)])
         for key, end in kept.items()
     )
     path.parent.mkdir(parents=True, exist_ok=True)

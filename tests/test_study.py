@@ -1,6 +1,7 @@
 """The study: runs that are kept, intervals, noise from a Gramian, what is written."""
 
 import dataclasses
+import functools
 import json
 import re
 from pathlib import Path
@@ -9,8 +10,8 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from experiments import reproduce, study
-from experiments.claims import c11_settings
+from experiments import endings, reproduce, study
+from experiments.claims import c9_end_of_training, c11_settings
 from experiments.claims.finding import Effect, Finding, Size
 from experiments.experiment import SETUPS, Experiment
 from experiments.intervals import difference, factor, interval
@@ -51,6 +52,43 @@ def test_runs_are_kept_and_not_run_again(folder: Path) -> None:
     other = study.collect(short(learning_rate=0.2), "fast", algorithms=["pcnsgd"])
     assert (other["pcnsgd"].train_loss[:, 1] != first.train_loss[:, 1]).any()
     assert set(json.loads(path.read_text())["seeds"]) == {"0", "1"}
+
+
+@pytest.mark.usefixtures("standard_promotion")  # optax's cosine decay relies on it
+def test_endings_are_those_of_the_curves_and_are_kept(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = dataclasses.replace(SETUPS["digits-halves"].train, steps=4)
+    setup = short(train=few)
+    measured = functools.partial(endings.measure_endings, setup, "fast")
+    first = measured(["sgd"], [0.1])
+    assert [(end.plan, end.seed) for end in first] == [
+        (plan, seed) for plan in endings.PLANS for seed in (0, 1)
+    ]
+    curves = study.collect(setup, "fast", algorithms=["sgd"])["sgd"]
+    worst = curves.train_loss.max(axis=2)  # after 0 to 4 steps
+    for end in first[:2]:
+        assert end.least_loss == pytest.approx(worst[end.seed, :2].min(), rel=1e-4)
+        assert end.late_loss == pytest.approx(worst[end.seed, 2:].max(), rel=1e-4)
+        recall = curves.test_recall[end.seed, -1].mean()
+        assert end.macro_recall == pytest.approx(recall, rel=1e-4)
+    assert first[4].late_loss != first[0].late_loss  # the rate decays
+    more = measured(["sgd"], [0.1, 0.2])
+    assert [end for end in more if end.learning_rate == 0.1] == measured(["sgd"], [0.1])
+    monkeypatch.setattr(endings, "make_train", None)  # nothing is trained again
+    assert measured(["sgd"], [0.1, 0.2]) == more
+    with pytest.raises(TypeError):
+        measured(["sgd"], [0.3])
+
+
+@pytest.mark.parametrize(
+    ("late", "lost"), [(0.0, False), (0.55, False), (0.65, True), (np.nan, True)]
+)
+def test_a_class_is_lost_again_where_its_loss_is_higher_late(
+    late: float, lost: bool
+) -> None:
+    ending = endings.Ending("constant rate", 0.1, "sgd", 0, 0.5, late, 0.5)
+    assert c9_end_of_training.loses_again(ending) is lost
 
 
 def test_intervals_hold_the_mean_and_pairs_cancel_what_they_share() -> None:

@@ -146,16 +146,25 @@ def _worse(curves: Curves) -> Interval:
     return difference(_late_loss(curves), worst.min(axis=1))
 
 
-def _loses_again(ending: Ending) -> bool:
-    return not ending.late_loss - ending.least_loss <= _TENTH  # nor if not a number
+def loses_again(ending: Ending) -> bool:
+    """Whether a class that was learned is lost late in training, or any is not finite.
+
+    Args:
+      ending: Of a run.
+
+    Example:
+      >>> loses_again(Ending("constant rate", 0.1, "sgd", 0, 0.5, 1.5, 0.9))
+      True
+    """
+    return not ending.late_loss - ending.least_loss <= _TENTH
 
 
 def _part(endings: Sequence[Ending]) -> float:
-    return sum(map(_loses_again, endings)) / len(endings)
+    return sum(map(loses_again, endings)) / len(endings)
 
 
 def _count(endings: Sequence[Ending]) -> str:
-    return f"{sum(map(_loses_again, endings))} of {len(endings)}"
+    return f"{sum(map(loses_again, endings))} of {len(endings)}"
 
 
 def _effects_of_endings(endings: Mapping[str, Sequence[Ending]]) -> list[Effect]:
