@@ -235,6 +235,15 @@ SETUPS: dict[str, Experiment] = {
             steps=1000, batch_size=128, reference_every=10, measurements_per_decade=6
         ),
     ),
+    "horse-deer-mlp": Experiment(
+        name="horse-deer-mlp",
+        search_seeds=(100,),
+        data=DATA_SETUPS["horse-deer"],
+        model=ModelConfig(name="mlp", features=(32, 32)),
+        train=TrainConfig(
+            steps=1000, batch_size=128, reference_every=10, measurements_per_decade=6
+        ),
+    ),
     "cifar10-multi-mlp": Experiment(
         name="cifar10-multi-mlp",
         search_seeds=(100,),

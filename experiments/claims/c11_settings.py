@@ -28,6 +28,7 @@ SETUPS_OF: dict[Size, tuple[str, ...]] = {
     "fast": ("digits-halves", "digits-lt"),
     "full": (
         "automobile-truck-mlp",
+        "horse-deer-mlp",
         "cifar10-multi-mlp",
         "digits-halves",
         "digits-lt",
@@ -316,7 +317,7 @@ def _label(label: str, algorithm: AlgorithmName) -> str:
 
 def _draw(studies: Mapping[str, _Runs]) -> Figure:
     keys = list(dict.fromkeys(key for runs in studies.values() for key in runs))
-    in_a_row = min(len(studies), 3)
+    in_a_row = min(len(studies), 4)
     rows = -(-len(studies) // in_a_row)
     with plt.style.context(STYLE):
         figure, axes = plt.subplots(
