@@ -20,6 +20,9 @@ types: $(VENV)/installed
 unit: $(VENV)/installed
 	$(BIN)/pytest --numprocesses 2 --cov --cov-report term
 
+# The algorithms share programs, such as those that measure: each is compiled once.
+effects: export JAX_COMPILATION_CACHE_DIR = $(CURDIR)/runs/compiled
+effects: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS = 0.3
 effects: $(VENV)/installed ## Every claim at fast size, trained anew; fails if an effect vanished.
 	rm -rf runs/reproduce
 	printf '%s\n' 'theory C1 C3 C4 C8' 'C2 C7' | xargs -P 2 -I {} sh -c \
