@@ -1,6 +1,6 @@
-"""How runs end, over learning rates, lengths and schedules: two numbers a run.
+"""How runs end, over learning rates, lengths and schedules: three numbers a run.
 
-The curves of so many runs would be megabytes, so that of each only its end is kept.
+The curves of so many runs would be megabytes, so only their ends are kept.
 """
 
 import dataclasses
@@ -23,7 +23,8 @@ from pcn_jax.training import (
     plain,
 )
 
-PLANS = ("constant rate", "ten times as long", "cosine decay")
+LONGER, DECAYED = "ten times as long", "cosine decay"
+PLANS = ("constant rate", LONGER, DECAYED)
 """What becomes of the steps and of the schedule of a set-up."""
 
 
@@ -72,8 +73,7 @@ def measure_endings(
       FileNotFoundError: If a run is missing and the data set is not there.
     """
     path = FOLDERS[size] / experiment.name / "endings.json"
-    described = _description(experiment, algorithms)
-    kept = _read(path, described)
+    kept = _read(path, experiment)
     wanted = [
         (plan, rate, algorithm)
         for plan in PLANS
@@ -94,7 +94,7 @@ def measure_endings(
             records: list[Record] = []
             train(seed, on_record=records.append)
             kept[plan, rate, algorithm, seed] = _end(records)
-            _write(path, described, kept)
+            _write(path, experiment, kept)
     return [
         Ending(*key, seed, *kept[*key, seed])
         for key in wanted
@@ -108,9 +108,9 @@ _Kept = dict[_Key, tuple[float, float, float]]
 
 def _planned(experiment: Experiment, plan: str) -> TrainConfig:
     config = experiment.train
-    if plan == "ten times as long":
+    if plan == LONGER:
         return dataclasses.replace(config, steps=10 * config.steps)
-    if plan == "cosine decay":
+    if plan == DECAYED:
         optimizer = dataclasses.replace(config.optimizer, schedule="cosine")
         return dataclasses.replace(config, optimizer=optimizer)
     return config
@@ -118,7 +118,7 @@ def _planned(experiment: Experiment, plan: str) -> TrainConfig:
 
 def _end(records: Sequence[Record]) -> tuple[float, float, float]:
     steps = np.array([record["step"] for record in records])
-    worst = np.array([max(record["train"]["loss"]) for record in records])
+    worst = np.array([np.max(record["train"]["loss"]) for record in records])
     late = steps >= steps[-1] / 2
     recall = np.mean(records[-1]["test"]["recall"])
     least, largest, last = (
@@ -130,7 +130,7 @@ def _end(records: Sequence[Record]) -> tuple[float, float, float]:
 def _description(
     experiment: Experiment, algorithms: Iterable[AlgorithmName]
 ) -> dict[str, Any]:
-    """All that decides the runs but what is different among them."""
+    """All that decides runs of some algorithms but what is different among them."""
     described: dict[str, Any] = plain(
         {
             "data": dataclasses.replace(experiment.data, data_dir=None),
@@ -141,19 +141,27 @@ def _description(
     return described
 
 
-def _read(path: Path, described: dict[str, Any]) -> _Kept:
+def _read(path: Path, experiment: Experiment) -> _Kept:
+    """What is kept of runs that were made as this experiment makes them."""
     if not path.exists():
         return {}
     kept = json.loads(path.read_text(encoding="utf-8"))
-    if kept["description"] != described:
+    made = kept["description"]
+    wanted = _description(experiment, made["train"])
+    if (made["data"], made["model"]) != (wanted["data"], wanted["model"]):
         return {}
-    rows = [[np.nan if x is None else x for x in row] for row in kept["rows"]]
+    rows = [
+        [np.nan if x is None else x for x in row]
+        for row in kept["rows"]
+        if made["train"][row[2]] == wanted["train"][row[2]]
+    ]
     return {tuple(row[:4]): tuple(row[4:]) for row in rows}  # type: ignore[misc]
 
 
-def _write(path: Path, described: dict[str, Any], kept: _Kept) -> None:
+def _write(path: Path, experiment: Experiment, kept: _Kept) -> None:
+    algorithms = dict.fromkeys(algorithm for _, _, algorithm, _ in kept)
     head = {
-        "description": described,
+        "description": _description(experiment, algorithms),
         "ran_on": environment(),
         "commit": commit(),
         "columns": Ending._fields,
@@ -164,5 +172,6 @@ def _write(path: Path, described: dict[str, Any], kept: _Kept) -> None:
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".part")
-    partial.write_text(f'{json.dumps(head)[:-1]}, "rows": [\n{rows}\n]}}\n')
+    text = f'{json.dumps(head)[:-1]}, "rows": [\n{rows}\n]}}\n'
+    partial.write_text(text, encoding="utf-8")
     partial.replace(path)

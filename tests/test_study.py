@@ -81,6 +81,21 @@ def test_endings_are_those_of_the_curves_and_are_kept(
         measured(["sgd"], [0.3])
 
 
+@pytest.mark.usefixtures("standard_promotion")
+def test_endings_of_one_algorithm_outlive_another(folder: Path) -> None:
+    measured = functools.partial(endings.measure_endings, size="fast")
+    setup = short()
+    measured(setup, algorithms=["sgd", "pcnsgd+clip"], learning_rates=[0.1])
+    measured(setup, algorithms=["sgd+rw"], learning_rates=[0.1])
+    path = folder / "digits-halves" / "endings.json"
+    of = [row[2] for row in json.loads(path.read_text())["rows"]]
+    assert {a: of.count(a) for a in of} == {"sgd": 6, "pcnsgd+clip": 6, "sgd+rw": 6}
+    other = dataclasses.replace(setup.train, max_norm=2.0)  # heeded by clipping alone
+    measured(short(train=other), algorithms=["sgd+rw"], learning_rates=[0.1, 0.2])
+    of = [row[2] for row in json.loads(path.read_text())["rows"]]
+    assert {a: of.count(a) for a in of} == {"sgd": 6, "sgd+rw": 12}
+
+
 @pytest.mark.parametrize(
     ("late", "lost"), [(0.0, False), (0.55, False), (0.65, True), (np.nan, True)]
 )

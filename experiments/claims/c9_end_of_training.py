@@ -11,7 +11,7 @@ from tabulate import tabulate
 
 from experiments.claims.finding import Effect, Finding, Size
 from experiments.claims.measures import drop_depth, macro_recall, rates_that_work
-from experiments.endings import PLANS, Ending, measure_endings
+from experiments.endings import DECAYED, PLANS, Ending, measure_endings
 from experiments.experiment import SETUPS
 from experiments.figures import COLOURS, LINES, STYLE, band, log_steps
 from experiments.intervals import Interval, difference, factor, interval
@@ -39,7 +39,6 @@ ENDINGS_OF: dict[Size, tuple[str, ...]] = {
     "full": ("digits-lt", "digits-halves"),
 }
 """Set-ups on which training ends at several rates, lengths and schedules."""
-_DECAYED = "cosine decay"
 _TENTH = 0.1
 _HALF, _FEW = 0.5, 0.05
 _NO_LOSS = 1e-8
@@ -173,7 +172,7 @@ def _effects_of_endings(endings: Mapping[str, Sequence[Ending]]) -> list[Effect]
     everywhere = [ending for found in endings.values() for ending in found]
     for name in NORMALISED:
         for setup, found in endings.items():
-            of = [e for e in found if e.algorithm == name and e.plan != _DECAYED]
+            of = [e for e in found if e.algorithm == name and e.plan != DECAYED]
             effects.append(
                 Effect(
                     f"{ALGORITHMS[name].label} at constant rates loses a class again "
@@ -181,7 +180,7 @@ def _effects_of_endings(endings: Mapping[str, Sequence[Ending]]) -> list[Effect]
                     _part(of) >= _HALF,
                 )
             )
-        of = [e for e in everywhere if e.algorithm == name and e.plan == _DECAYED]
+        of = [e for e in everywhere if e.algorithm == name and e.plan == DECAYED]
         effects.append(
             Effect(
                 f"{ALGORITHMS[name].label} with cosine decay: in {_count(of)}, at most "
