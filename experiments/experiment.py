@@ -182,6 +182,18 @@ def _groups_of_labels(
     )
 
 
+def _binary_mlp(data: str) -> Experiment:
+    return Experiment(
+        name=f"{data}-mlp",
+        search_seeds=(100,),
+        data=DATA_SETUPS[data],
+        model=ModelConfig(name="mlp", features=(32, 32)),
+        train=TrainConfig(
+            steps=1000, batch_size=128, reference_every=10, measurements_per_decade=6
+        ),
+    )
+
+
 def _image_setup(name: str, *, batch_size: int, steps: int) -> Experiment:
     return Experiment(
         name=name,
@@ -226,24 +238,8 @@ SETUPS: dict[str, Experiment] = {
         model=ModelConfig(name="cnn"),
         train=TrainConfig(steps=300, batch_size=128, measurements_per_decade=5),
     ),
-    "automobile-truck-mlp": Experiment(
-        name="automobile-truck-mlp",
-        search_seeds=(100,),
-        data=DATA_SETUPS["automobile-truck"],
-        model=ModelConfig(name="mlp", features=(32, 32)),
-        train=TrainConfig(
-            steps=1000, batch_size=128, reference_every=10, measurements_per_decade=6
-        ),
-    ),
-    "horse-deer-mlp": Experiment(
-        name="horse-deer-mlp",
-        search_seeds=(100,),
-        data=DATA_SETUPS["horse-deer"],
-        model=ModelConfig(name="mlp", features=(32, 32)),
-        train=TrainConfig(
-            steps=1000, batch_size=128, reference_every=10, measurements_per_decade=6
-        ),
-    ),
+    "automobile-truck-mlp": _binary_mlp("automobile-truck"),
+    "horse-deer-mlp": _binary_mlp("horse-deer"),
     "cifar10-multi-mlp": Experiment(
         name="cifar10-multi-mlp",
         search_seeds=(100,),

@@ -20,14 +20,12 @@ class Panel(NamedTuple):
       title: What it shows.
       steps: `[T]`.
       values: Of each algorithm, `[S, T]`.
-      log: Whether values are on a logarithmic axis.
       limits: Of the values.
     """
 
     title: str
     steps: np.ndarray
     values: Mapping[AlgorithmName, np.ndarray]
-    log: bool = False
     limits: tuple[float, float] | None = None
 
 
@@ -72,8 +70,6 @@ def draw_panels(panels: Sequence[Panel]) -> Figure:
             log_steps(axis, panel.steps)
             axis.set_title(panel.title, loc="left", fontweight="bold")
             axis.set_xlabel("step")
-            if panel.log:
-                axis.set_yscale("log")
             if panel.limits:
                 axis.set_ylim(*panel.limits)
         handles = {
