@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jax.extend import core
 
-_CALLS = {
-    **dict.fromkeys(["jit", "pjit", "closed_call", "core_call"], "jaxpr"),
-    **dict.fromkeys(["checkpoint", "remat", "remat2"], "jaxpr"),
-}
+_CALLS = dict.fromkeys(
+    ["jit", "pjit", "closed_call", "core_call", "checkpoint", "remat", "remat2"],
+    "jaxpr",
+)
 _WITH_DERIVATIVES = dict.fromkeys(["custom_jvp_call", "custom_vjp_call"], "call_jaxpr")
 """Primitives that call a function, and the parameter that has it."""
 
