@@ -48,18 +48,21 @@ def explicit(
 ) -> tuple[pcn_jax.ClassValue, Any, Any]:
     """The class losses, class gradients and direction by way of a chain."""
     class_gradients = pcn_jax.per_class_value_and_grad(case.loss, num_classes)
-    value, grads = jax.jit(class_gradients)(
-        case.params, case.inputs, labels, *case.args
-    )
     chain = optax.chain(*links, pcn_jax.sum_over_classes())
-    direction, _ = chain.update(
-        grads,
-        chain.init(case.params),
-        case.params,
-        class_counts=value.counts,
-        reference=reference_of(grads),
-    )
-    return value, grads, direction
+
+    @jax.jit
+    def by_chain(params: Any, *batch: Any) -> tuple[pcn_jax.ClassValue, Any, Any]:
+        value, grads = class_gradients(params, *batch)
+        direction, _ = chain.update(
+            grads,
+            chain.init(params),
+            params,
+            class_counts=value.counts,
+            reference=reference_of(grads),
+        )
+        return value, grads, direction
+
+    return by_chain(case.params, case.inputs, labels, *case.args)
 
 
 def reference_of(grads: Any) -> Any:
