@@ -25,6 +25,9 @@ def loss_fn(params: Any, inputs: Any, labels: Any) -> jax.Array:
     return each
 
 
+of_classes = pcn_jax.per_class_value_and_grad(loss_fn, NUM_CLASSES)
+
+
 def batches(number: int, seed: int = 0) -> tuple[Any, list[Any]]:
     rng = np.random.default_rng(seed)
     params = {"w": rng.normal(size=(5, 6)), "v": rng.normal(size=(6, NUM_CLASSES))}
@@ -32,6 +35,7 @@ def batches(number: int, seed: int = 0) -> tuple[Any, list[Any]]:
     return params, [(x, rng.permutation(LABELS)) for x in inputs]
 
 
+@jax.jit
 def of_halves(params: Any, inputs: Any, labels: Any) -> Any:
     def half_loss(params: Any, inputs: Any, halves: Any) -> jax.Array:
         return loss_fn(params, inputs, halves // 2)
@@ -56,16 +60,16 @@ def test_the_fused_path_gives_what_the_chain_gives_step_after_step(
             pcn_jax.scale_by_smoothed_class_norm(NUM_CLASSES, 0.05, **options),
             pcn_jax.sum_over_classes(),
         )
+        update, plain = jax.jit(chain.update), jax.jit(of_classes)
         of_chain, state = chain.init(params), rule.init(NUM_CLASSES)
         for inputs, labels in given:
             value, direction = fused(params, inputs, labels, state=state)
             halves, grads = of_halves(params, inputs, labels)
-            expected, of_chain = chain.update(
+            expected, of_chain = update(
                 grads, of_chain, params, class_counts=halves.counts
             )
             chex.assert_trees_all_close(direction, expected, atol=1e-6, rtol=1e-6)
             chex.assert_trees_all_close(value.state, of_chain[0], atol=1e-6, rtol=1e-5)
-            plain = pcn_jax.per_class_value_and_grad(loss_fn, NUM_CLASSES)
             classes, class_grads = plain(params, inputs, labels)
             np.testing.assert_allclose(value.losses, classes.losses, atol=1e-12)
             assert value.counts.tolist() == classes.counts.tolist()
@@ -104,7 +108,7 @@ def test_without_noise_it_is_per_class_clipping() -> None:
     labels = np.sort(np.abs(labels))
     inputs = inputs[labels]  # all examples of a class are the same
     clipped, smoothed = (
-        pcn_jax.pcn_value_and_grad(loss_fn, NUM_CLASSES, weights=rule)
+        jax.jit(pcn_jax.pcn_value_and_grad(loss_fn, NUM_CLASSES, weights=rule))
         for rule in (
             weights.inverse_clipped_norm(0.3),
             weights.inverse_smoothed_norm(0.3),
@@ -176,7 +180,7 @@ def test_the_state_estimates_how_true_batches_are() -> None:
     rng = np.random.default_rng(3)
     labels = np.repeat(np.arange(NUM_CLASSES), [600, 300, 120, 60])
     inputs = rng.normal(size=(len(labels), 5)) + labels[:, None] / 2
-    plain = jax.jit(pcn_jax.per_class_value_and_grad(loss_fn, NUM_CLASSES))
+    plain, alignment = jax.jit(of_classes), jax.jit(pcn_jax.class_alignment)
     _, truth = plain(params, inputs, labels)
     sampler = pcn_jax.stratified(labels, 54)
     rule = weights.inverse_smoothed_norm(0.1, decay=0.99)
@@ -187,7 +191,7 @@ def test_the_state_estimates_how_true_batches_are() -> None:
         value, _ = balanced(params, inputs[at], labels[at], state=state)
         state = value.state
         _, grads = plain(params, inputs[at], labels[at])
-        alignments.append(pcn_jax.class_alignment(grads, truth))
+        alignments.append(alignment(grads, truth))
     true_p = np.mean(alignments, axis=0)
     assert np.ptp(true_p) > 0.1  # there is something to tell apart
     np.testing.assert_allclose(state.alignment, true_p, atol=0.06)
@@ -236,8 +240,6 @@ def test_refuses_bad_calls() -> None:
     with pytest.raises(ValueError, match="needs the halves"):
         rule.update(ClassStatistics(jnp.ones(4), jnp.ones(4)), state)
     tx = pcn_jax.scale_by_smoothed_class_norm(NUM_CLASSES, 0.3)
-    _, grads = pcn_jax.per_class_value_and_grad(loss_fn, NUM_CLASSES)(
-        params, inputs, labels
-    )
+    _, grads = jax.jit(of_classes)(params, inputs, labels)
     with pytest.raises(ValueError, match="8 rows, got 4"):
         tx.update(grads, tx.init(params), params, class_counts=np.ones(4))
