@@ -39,7 +39,7 @@ def accumulate(
 
     Raises:
       ValueError: If `microbatch_size` is not a positive integer; when called, if there
-        are no examples.
+        are no examples, or if it is a balanced direction that would be added up.
 
     Example:
       >>> import jax.numpy as jnp
@@ -71,7 +71,8 @@ def accumulate(
         )
         fresh = start + jnp.arange(size) >= k * size
         labels = jnp.where(fresh, take(labels), -1)
-        return class_value_and_grad(params, jax.tree.map(take, inputs), labels, *args)
+        inputs = jax.tree.map(take, inputs)
+        return _checked(class_value_and_grad(params, inputs, labels, *args))
 
     def accumulated(
         params: chex.ArrayTree, inputs: Any, labels: jax.Array, *args: Any
@@ -114,7 +115,7 @@ def combine(
       axis.
 
     Raises:
-      ValueError: If there are no parts.
+      ValueError: If there are no parts, or if they are balanced directions.
 
     Example:
       >>> import jax.numpy as jnp
@@ -126,7 +127,7 @@ def combine(
     """
     sums, auxs, like = None, [], None
     for value, grads in parts:
-        part = _to_sums(value, grads)
+        part = _to_sums(*_checked((value, grads)))
         sums = part if sums is None else add(sums, part)
         auxs.append(value.aux)
         like = grads if like is None else like
@@ -135,6 +136,17 @@ def combine(
     aux = jax.tree.map(lambda *leaves: jnp.stack(leaves), *auxs)
     joined: tuple[ClassValue, chex.ArrayTree] = _to_means(sums, like, aux)
     return joined
+
+
+def _checked(part: Any) -> tuple[ClassValue, chex.ArrayTree]:
+    if not isinstance(part[0], ClassValue):
+        raise ValueError(
+            "Class gradients can be added up, and directions of pcn_value_and_grad "
+            "cannot: the norm of a class is that of its sum. Use "
+            "per_class_value_and_grad, and balance the result in a chain. Got a "
+            f"{type(part[0]).__name__}."
+        )
+    return part[0], part[1]
 
 
 _to_sums, _to_means = jax.jit(to_sums), jax.jit(to_means)

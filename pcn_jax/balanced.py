@@ -17,6 +17,7 @@ from pcn_jax.class_gradients import (
     check_below,
     check_labels,
     check_num_classes,
+    check_params,
     losses_and_aux,
     per_class_value_and_grad,
 )
@@ -34,6 +35,7 @@ from pcn_jax.geometry import (
 )
 from pcn_jax.halves import of_halves, split_halves
 from pcn_jax.weights import (
+    RULES,
     ClassStatistics,
     ClassWeights,
     StatefulClassWeights,
@@ -154,18 +156,30 @@ def pcn_value_and_grad(
       direction, a pytree like `params`. Three options by keyword: `reference`, class
       gradients with leaves `[C, *param.shape]`, for `statistics.alignment`; `rows`,
       integers `[B]` that take the place of the labels in grouping examples, where
-      groups are not classes (`num_classes` is then the number of groups); and, where
+      groups are not classes (`num_classes` is then the number of groups, and `labels`
+      whatever `loss_fn` takes, examples first); and, where
       the weights have one, `state`: `weights.init(C)` at first, then `value.state`.
 
     Raises:
-      ValueError: At construction if `num_classes` is not a positive integer or there is
-        no such path; when called, as `per_class_value_and_grad`, if `path="fused"` is
-        not proven to be right, and if a state is missing or without use.
+      ValueError: At construction if `num_classes` is not a positive integer, `weights`
+        no function or there is no such path; when called, if labels are not integers
+        `[B]`, if one is `C` or more (under `jit`, where values are unknown, the
+        direction becomes NaN instead), if losses are not `[B]`, if there are no
+        examples, if `path="fused"` is not proven to be right, and if a state is
+        missing, of another shape or without use.
+      TypeError: When called, if a parameter is not of floating point.
 
     Warning:
-      Not differentiable itself. Examples must be on the first axis of every input. The
-      fused path takes norms from inner products of examples where that is cheaper; a
-      class whose examples cancel to rounding then takes a shorter step than 1.
+      A direction is that of its batch, and not a sum over parts of it. So do not
+      average directions of micro-batches (`optax.MultiSteps`) or of devices (`pmean`
+      under `jax.pmap` or `jax.shard_map`): there a class is normalised within each
+      part. Over devices, jit it with a batch that is split over them; over
+      micro-batches, use `pcn_jax.accumulate` and a chain.
+
+      Not differentiable itself. Examples must be on the first axis of every input.
+      Keywords of `loss_fn` are not passed on: give it a closure. The fused path takes
+      norms from inner products of examples where that is cheaper; a class whose
+      examples cancel to rounding then takes a shorter step than 1.
 
     Example:
       >>> import jax.numpy as jnp
@@ -185,6 +199,7 @@ def pcn_value_and_grad(
       Computations <https://arxiv.org/abs/1510.01799>`_, 2015.
     """
     check_num_classes(num_classes)
+    _check_rule(weights)
     if path not in (None, "fused", "masked"):
         raise ValueError(f"path must be 'fused', 'masked' or None, got {path!r}.")
     if isinstance(weights, StatefulClassWeights):
@@ -209,10 +224,12 @@ def pcn_value_and_grad(
     ) -> tuple[PCNValue, chex.ArrayTree]:
         if state is not None:
             raise ValueError("state is for weights that have one; these do not.")
+        check_params(params)
         groups = labels if rows is None else rows
         check_below(groups, num_classes)
         groups = check_labels(groups, ndim=1)
-        labels = check_labels(labels, ndim=1) if rows is None else labels
+        labels = groups if rows is None else labels
+        _check_inputs(inputs, len(groups))
         _check_reference(reference, params, num_classes)
         given = jax.tree.map(_on_device, (params, (inputs, labels), groups, *args))
         if path != "masked":
@@ -324,12 +341,15 @@ def _with_state(
         groups = labels if rows is None else rows
         check_below(groups, num_classes)
         groups = check_labels(groups, ndim=1)
-        new_state = None
+        _check_state(state, jax.eval_shape(lambda: weights.init(num_classes)))
+        updates = []
 
         def of_halves_and_state(halves: ClassStatistics) -> jax.Array:
-            nonlocal new_state
-            of_classes, new_state = weights.update(_joined(halves), state)
-            return jnp.repeat(_checked(of_classes, num_classes), 2)
+            statistics = _joined(halves)
+            of_classes, new_state = weights.update(statistics, state)
+            of_classes = _checked(of_classes, statistics.norms)
+            updates.append((of_classes, new_state))
+            return jnp.repeat(of_classes, 2)
 
         value_and_grad_of_halves = by_halves(
             weights=of_halves_and_state, with_gramian=True
@@ -337,13 +357,14 @@ def _with_state(
         halves, direction = value_and_grad_of_halves(
             params, inputs, labels, *args, rows=split_halves(groups)
         )
+        ((of_classes, new_state),) = updates
         statistics = _joined(halves.statistics)
         if not with_gramian:
             statistics = statistics._replace(gramian=None)
         value = PCNValue(
             losses=_mean_of_halves(halves.losses, halves.counts),
             statistics=statistics,
-            weights=halves.weights[::2],
+            weights=of_classes,
             aux=halves.aux,
             state=new_state,
         )
@@ -373,8 +394,8 @@ def _grouped(loss_fn: LossFn, has_aux: bool) -> LossFn:
     def losses_fn(
         params: chex.ArrayTree, inputs: Any, groups: jax.Array, *args: Any
     ) -> tuple[jax.Array, Any]:
-        inputs, labels = inputs
-        return losses_and_aux(loss_fn, has_aux, params, inputs, labels, *args)
+        output = loss_fn(params, *inputs, *args)
+        return losses_and_aux(output, groups.shape, has_aux=has_aux)
 
     return losses_fn
 
@@ -423,7 +444,7 @@ def _fused(
         alignment = layout.to_classes(jnp.clip(cosines, -1, 1))
     norms, counts = layout.to_classes(norms * scale), layout.to_classes(layout.counts)
     statistics = ClassStatistics(norms, counts, gramian, alignment)
-    weights = _checked(options.weights(statistics), num_classes)
+    weights = _checked(options.weights(statistics), statistics.norms)
     of_rows = jnp.where(layout.counts > 0, layout.of_classes(weights), 0)
     losses = jnp.where(layout.members, measured.losses[None, :], 0).sum(axis=1)
     losses = losses / at_least_one(layout.counts).astype(losses.dtype)
@@ -443,7 +464,7 @@ def _weighted(
     if reference is not None:
         alignment = class_alignment(grads, reference)
     statistics = ClassStatistics(norms, value.counts, gramian, alignment)
-    weights = _checked(options.weights(statistics), options.num_classes)
+    weights = _checked(options.weights(statistics), norms)
     direction = jax.tree.map(
         lambda total, g: total.astype(g.dtype),
         sum_rows(scale_rows(grads, weights)),
@@ -452,13 +473,53 @@ def _weighted(
     return PCNValue(value.losses, statistics, weights, value.aux), direction
 
 
-def _checked(weights: jax.Array, num_classes: int) -> jax.Array:
-    if jnp.shape(weights) != (num_classes,):
+def _checked(weights: jax.Array, norms: jax.Array) -> jax.Array:
+    """Refuses another shape; nothing is done to a gradient that is exactly zero."""
+    if jnp.shape(weights) != norms.shape:
         raise ValueError(
-            f"weights must return one weight a class, shape ({num_classes},), got "
+            f"weights must return one weight a class, shape {norms.shape}, got "
             f"{jnp.shape(weights)}."
         )
-    return weights
+    return jnp.where(norms == 0, 0, weights)
+
+
+def _check_rule(weights: Any) -> None:
+    if weights is None or isinstance(weights, StatefulClassWeights):
+        return
+    if not callable(weights):
+        raise ValueError(
+            "weights must be a function from ClassStatistics to weights [C], such as "
+            f"pcn_jax.weights.inverse_norm(), got {type(weights).__name__}. For fixed "
+            "ones: lambda statistics: fixed."
+        )
+    if weights in RULES:
+        name = weights.__name__
+        raise ValueError(
+            f"{name} makes weights and is none: pass weights={name}(...), called."
+        )
+
+
+def _check_state(state: Any, expected: Any) -> None:
+    got, expected = (
+        (jax.tree.structure(tree), [jnp.shape(x) for x in jax.tree.leaves(tree)])
+        for tree in (state, expected)
+    )
+    if got != expected:
+        raise ValueError(
+            f"state must be as weights.init(num_classes) makes it, {expected[0]} with "
+            f"leaves {expected[1]}, got {got[0]} with {got[1]}."
+        )
+
+
+def _check_inputs(inputs: Any, number: int) -> None:
+    if not number:
+        raise ValueError("There are no examples: labels are empty.")
+    shapes = [jnp.shape(x) for x in jax.tree.leaves(inputs)]
+    if shapes and all(shape[:1] != (number,) for shape in shapes):
+        raise ValueError(
+            f"inputs must have the {number} examples of the labels on their first "
+            f"axis, got {', '.join(map(str, shapes))}."
+        )
 
 
 def _check_reference(

@@ -78,6 +78,7 @@ def per_class_value_and_grad(
         called, if labels are not integers `[B]`, if one is `C` or more (under `jit`,
         where values are unknown, all gradients become NaN instead), or if losses do not
         have the shape of labels.
+      TypeError: When called, if a parameter is not of floating point.
 
     Example:
       >>> import jax.numpy as jnp
@@ -95,6 +96,7 @@ def per_class_value_and_grad(
     def class_value_and_grad(
         params: chex.ArrayTree, inputs: Any, labels: jax.Array, *args: Any
     ) -> tuple[ClassValue, chex.ArrayTree]:
+        check_params(params)
         check_below(labels, num_classes)
         labels = check_labels(labels, ndim=1)
         members = (
@@ -104,9 +106,8 @@ def per_class_value_and_grad(
         total = at_least_one(counts.sum())
 
         def class_shares(params: chex.ArrayTree) -> tuple[jax.Array, Any]:
-            losses, aux = losses_and_aux(
-                loss_fn, has_aux, params, inputs, labels, *args
-            )
+            output = loss_fn(params, inputs, labels, *args)
+            losses, aux = losses_and_aux(output, labels.shape, has_aux=has_aux)
             sums = jnp.where(members, losses[None, :], 0).sum(axis=1)
             shares = sums / total.astype(sums.dtype)
             # Labels that could not be checked above must not pass silently: NaN.
@@ -165,9 +166,8 @@ def per_group_value_and_grad(
         def share(
             params: chex.ArrayTree, inputs: Any, labels: jax.Array
         ) -> tuple[jax.Array, Any]:
-            losses, aux = losses_and_aux(
-                loss_fn, has_aux, params, inputs, labels, *args
-            )
+            output = loss_fn(params, inputs, labels, *args)
+            losses, aux = losses_and_aux(output, labels.shape, has_aux=has_aux)
             loss_sum = jnp.where(labels >= 0, losses, 0).sum()
             return loss_sum / total.astype(loss_sum.dtype), aux
 
@@ -181,19 +181,18 @@ def per_group_value_and_grad(
 
 
 def losses_and_aux(
-    loss_fn: LossFn,
-    has_aux: bool,
-    params: chex.ArrayTree,
-    inputs: Any,
-    labels: jax.Array,
-    *args: Any,
+    output: Any, shape: tuple[int, ...], *, has_aux: bool
 ) -> tuple[jax.Array, Any]:
     """Per-example losses in float32 or wider, checked for their shape, and `aux`."""
-    output = loss_fn(params, inputs, labels, *args)
-    losses, aux = output if has_aux else (output, None)
-    if getattr(losses, "shape", None) != labels.shape:
+    if has_aux and not (isinstance(output, tuple) and len(output) == 2):
         raise ValueError(
-            f"loss_fn must return one loss an example, shape {labels.shape} like the "
+            f"With has_aux=True loss_fn must return (losses, aux), got "
+            f"{_describe(output)}."
+        )
+    losses, aux = output if has_aux else (output, None)
+    if getattr(losses, "shape", None) != shape:
+        raise ValueError(
+            f"loss_fn must return one loss an example, shape {shape} like the "
             f"labels, got {_describe(losses)}. Do not average over the batch; for "
             "(losses, aux) pass has_aux=True."
         )
@@ -217,10 +216,29 @@ def check_labels(labels: Any, ndim: int) -> jax.Array:
     if not hasattr(labels, "dtype"):
         labels = np.asarray(labels)
     if labels.ndim != ndim or not jnp.issubdtype(labels.dtype, jnp.integer):
+        hint = ""
+        if labels.ndim == ndim and labels.dtype == jnp.bool_:
+            hint = " Use labels.astype(int)."
+        elif labels.ndim == ndim + 1 and labels.shape[-1] == 1:
+            hint = " Use labels[..., 0]."
+        elif labels.ndim == ndim + 1:
+            hint = " Of one-hot rows use labels.argmax(-1)."
         raise ValueError(
-            f"labels must be integers of shape {shape}, got {_describe(labels)}."
+            f"labels must be integers of shape {shape}, got {_describe(labels)}.{hint}"
         )
     return jnp.asarray(labels).astype(jnp.int32)
+
+
+def check_params(params: chex.ArrayTree) -> None:
+    """Refuses what cannot be differentiated by, as `jax.grad` does."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        dtype = jax.typeof(leaf).dtype
+        if not jnp.issubdtype(dtype, jnp.inexact):
+            raise TypeError(
+                f"params must be of floating point, got {dtype} at "
+                f"params{jax.tree_util.keystr(path)}. What is not trained, such as a "
+                "counter or a random key, belongs in *args or in a closure."
+            )
 
 
 def check_num_classes(num_classes: Any) -> None:

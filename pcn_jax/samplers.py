@@ -334,7 +334,9 @@ def _hash(x: jax.Array) -> jax.Array:
 
 def _uint32(name: str, x: ArrayLike) -> jax.Array:
     in_range = isinstance(x, int | np.integer) and 0 <= int(x) < 2**32
-    array = isinstance(x, jax.Array | np.ndarray) and x.dtype.kind in "iu"
+    array = isinstance(x, jax.Array | np.ndarray) and jnp.issubdtype(
+        x.dtype, jnp.integer
+    )
     if not in_range and not array:
         raise ValueError(f"{name} must be an integer from 0 to 2**32 - 1, got {x}.")
     return jnp.asarray(x, np.uint32)

@@ -3,14 +3,16 @@
 Every method here is `Σ_l w_l g_l`, and differs in its weights alone. As links of an
 optax chain they scale stacked class gradients; as functions of a few statistics of each
 class they serve `pcn_jax.pcn_value_and_grad`, which never makes the stack. Any function
-of the statistics will do:
+of the statistics will do, but norm and count of a class that is absent are 0. (Its
+weight does not matter: where a norm is 0, it becomes 0.)
 
 Example:
   >>> def to_the_smallest_norm(statistics):
-  ...     return statistics.norms.min() / statistics.norms
-  >>> statistics = ClassStatistics(jnp.array([2.0, 1.0]), jnp.array([3, 1]))
+  ...     smallest = statistics.norms.min(where=statistics.counts > 0, initial=jnp.inf)
+  ...     return smallest / statistics.norms
+  >>> statistics = ClassStatistics(jnp.array([2.0, 1.0, 0.0]), jnp.array([3, 1, 0]))
   >>> to_the_smallest_norm(statistics).tolist()
-  [0.5, 1.0]
+  [0.5, 1.0, inf]
 """
 
 from collections.abc import Callable
@@ -339,6 +341,16 @@ def inverse_smoothed_norm(
         return jnp.where(statistics.counts > 0, weights, 0), kept
 
     return StatefulClassWeights(init, update)
+
+
+RULES = (
+    inverse_norm,
+    inverse_clipped_norm,
+    inverse_frequency,
+    inverse_alignment,
+    inverse_smoothed_norm,
+)
+"""Functions that make weights."""
 
 
 def _inverse(x: jax.Array) -> jax.Array:

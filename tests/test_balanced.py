@@ -62,7 +62,10 @@ def explicit(
         )
         return value, grads, direction
 
-    return by_chain(case.params, case.inputs, labels, *case.args)
+    made: tuple[pcn_jax.ClassValue, Any, Any] = by_chain(
+        case.params, case.inputs, labels, *case.args
+    )
+    return made
 
 
 def reference_of(grads: Any) -> Any:
@@ -323,6 +326,27 @@ class TestBatches:
         plan_of = pcn_jax.pcn_plan(squared_error, **given)
         assert plan_of(w, inputs, labels).ways == (("", "pairs"),)
 
+    @pytest.mark.parametrize("path", ["fused", "masked"])
+    def test_an_infinite_weight_of_an_absent_class_does_no_harm(
+        self, path: str
+    ) -> None:
+        case, labels = CASES["mlp"], np.where(LABELS == 1, 0, LABELS)
+        _, _, direction = explicit(case, LINKS["norm"][0], labels)
+        value, found = fused(case, labels, weights=lambda s: 1 / s.norms, path=path)
+        assert_close(found, direction, atol=1e-5)
+        assert float(value.weights[1]) == 0
+
+    @pytest.mark.parametrize("path", ["fused", "masked"])
+    def test_rows_leave_the_labels_to_the_loss(self, path: str) -> None:
+        case, targets = CASES["mlp"], jax.nn.one_hot(LABELS, NUM_CLASSES)
+
+        def loss(params: Any, x: Any, targets: jax.Array) -> jax.Array:
+            return case.loss(params, x, targets.argmax(axis=1))
+
+        soft = case._replace(loss=loss)
+        found = fused(soft, targets, rows=jnp.asarray(LABELS), path=path)
+        assert_close(found, fused(case, path=path), atol=1e-6)
+
     def test_labels_out_of_range(self) -> None:
         case, labels = CASES["mlp"], np.array([0, 3, 0, 0, 1, 0, 2], np.int32)
         with pytest.raises(ValueError, match="below num_classes=3, got a label 3"):
@@ -543,6 +567,41 @@ class TestErrors:
     def test_weights_of_another_shape(self, path: str) -> None:
         with pytest.raises(ValueError, match=r"shape \(3,\), got \(\)"):
             fused(CASES["mlp"], weights=lambda s: s.norms.sum(), path=path)
+
+    @pytest.mark.parametrize("path", ["fused", "masked"])
+    def test_no_examples(self, path: str) -> None:
+        case = CASES["mlp"]._replace(inputs=CASES["mlp"].inputs[:0])
+        with pytest.raises(ValueError, match="no examples"):
+            fused(case, LABELS[:0], path=path)
+
+    @pytest.mark.parametrize("path", ["fused", "masked"])
+    def test_inputs_and_labels_of_different_lengths(self, path: str) -> None:
+        with pytest.raises(ValueError, match=r"the 5 examples .*, got \(7, 6\)"):
+            fused(CASES["mlp"], LABELS[:5], path=path)
+
+    @pytest.mark.parametrize("path", ["fused", "masked"])
+    def test_parameters_that_cannot_be_trained(self, path: str) -> None:
+        params = {**MLP, "step": jnp.asarray(3)}
+        with pytest.raises(TypeError, match=r"int32 at params\['step'\]"):
+            fused(CASES["mlp"]._replace(params=params), path=path)
+
+    @pytest.mark.parametrize("path", ["fused", "masked"])
+    def test_aux_that_is_not_there(self, path: str) -> None:
+        with pytest.raises(ValueError, match=r"must return \(losses, aux\), got"):
+            fused(CASES["mlp"], has_aux=True, path=path)
+
+    @pytest.mark.parametrize(
+        ("rule", "message"),
+        [
+            (np.ones(3), "lambda statistics: fixed"),
+            ("inverse_norm", "got str"),
+            (weights.inverse_norm, r"pass weights=inverse_norm\(\.\.\.\)"),
+            (weights.inverse_smoothed_norm, "inverse_smoothed_norm makes weights"),
+        ],
+    )
+    def test_what_is_no_rule(self, rule: Any, message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            pcn_value_and_grad(mlp, 3, weights=rule)
 
     @pytest.mark.parametrize("path", ["fused", "masked"])
     def test_alignment_without_a_reference(self, path: str) -> None:

@@ -398,6 +398,14 @@ class TestCombine:
         with pytest.raises(ValueError, match="given no batches"):
             combine([])
 
+    def test_of_balanced_directions_is_refused(self) -> None:
+        balanced = pcn_jax.pcn_value_and_grad(squared_error, 2)
+        given = jnp.ones(2), jnp.ones((4, 2)), jnp.array([0, 1, 1, 0])
+        with pytest.raises(ValueError, match=r"directions .* cannot.*a PCNValue"):
+            combine([balanced(*given)])
+        with pytest.raises(ValueError, match="balance the result in a chain"):
+            accumulate(balanced, 2)(*given)
+
 
 class TestLabels:
     """What is no class is refused at once, or where values are unknown, shows."""
@@ -442,8 +450,9 @@ class TestLabels:
         ("labels", "given"),
         [
             (np.zeros(BATCH), r"float64\[12\]"),
-            (np.zeros(BATCH, bool), r"bool\[12\]"),
-            (np.zeros((BATCH, 3), int), r"int64\[12, 3\]"),
+            (np.zeros(BATCH, bool), r"bool\[12\]\. Use labels\.astype"),
+            (np.zeros((BATCH, 3), int), r"int64\[12, 3\]\. Of one-hot rows use"),
+            (np.zeros((BATCH, 1), int), r"int64\[12, 1\]\. Use labels\[\.\.\., 0\]"),
             (0, r"int64\[\]"),
         ],
     )

@@ -407,7 +407,7 @@ class TestErrors:
             SAMPLERS[name](LABELS, batch_size)
 
     @two_samplers
-    @pytest.mark.parametrize("value", [-1, 2**32, np.int64(-1), 1.5])
+    @pytest.mark.parametrize("value", [-1, 2**32, np.int64(-1), 1.5, jax.random.key(0)])
     def test_seed_and_step(self, name: str, value: Any) -> None:
         sampler = SAMPLERS[name](LABELS, BATCH)
         message = re.escape(f"from 0 to 2**32 - 1, got {value}")

@@ -232,6 +232,8 @@ def test_refuses_bad_calls() -> None:
     with pytest.raises(ValueError, match=r"pass state=weights\.init"):
         fused(params, inputs, labels)
     state = rule.init(NUM_CLASSES)
+    with pytest.raises(ValueError, match=r"leaves \[\(4,\), .*got .*\[\(3,\)"):
+        fused(params, inputs, labels, state=rule.init(3))
     with pytest.raises(ValueError, match="reference is for weights without"):
         fused(params, inputs, labels, state=state, reference=params)
     plain = pcn_jax.pcn_value_and_grad(loss_fn, NUM_CLASSES)
