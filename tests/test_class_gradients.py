@@ -399,7 +399,7 @@ class TestCombine:
             combine([])
 
     def test_of_balanced_directions_is_refused(self) -> None:
-        balanced = pcn_jax.pcn_value_and_grad(squared_error, 2)
+        balanced: Any = pcn_jax.pcn_value_and_grad(squared_error, 2)
         given = jnp.ones(2), jnp.ones((4, 2)), jnp.array([0, 1, 1, 0])
         with pytest.raises(ValueError, match=r"directions .* cannot.*a PCNValue"):
             combine([balanced(*given)])

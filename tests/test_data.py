@@ -259,7 +259,7 @@ Y = _arrays()["y_train"]
         (_arrays(y_train=Y.astype(float)), "y_train is float64; it must be integers"),
         (_arrays(y_train=Y - 1), "y_train has label -1"),
         (_arrays(y_train=Y + 500), "y_train has label 502, more than"),
-        (_arrays(y_train=Y + 1), "label 0 .* has 0 examples in all, too few for"),
+        (_arrays(y_train=Y + 1), "label 0 .* in all, .* from 0 without gaps"),
         (_arrays(y_train=Y * 0), "own.npz has 1 class; two or more are needed"),
         (_arrays((60, 9)), "label 1 .* has 9 examples in all, .* at least 10"),
         (

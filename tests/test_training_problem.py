@@ -50,6 +50,12 @@ class TestProblem:
             evaluate(on, expected), evaluate(problem(), expected), rtol=1e-5
         )
 
+    @pytest.mark.parametrize("number", [NUM_CLASSES - 1, NUM_CLASSES + 1])
+    def test_a_model_of_other_classes_is_refused(self, number: int) -> None:
+        on = Problem(blobs(), MLP(num_classes=number))
+        with pytest.raises(ValueError, match=rf"logits .*, got \[1, {number}\]"):
+            trainer("pcnsgd", on)(0)
+
     def test_inputs_are_normalised_by_the_statistics_of_the_data(self) -> None:
         data = blobs()
 

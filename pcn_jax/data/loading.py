@@ -118,10 +118,11 @@ def _held_out(source: Source, used: NDArray[np.bool_]) -> tuple[int, int]:
     else:
         size, least, where = source.held_out or smallest // 5, 10, "in all"
     if size < 2:
+        absent = "" if smallest else ", or number the labels from 0 without gaps"
         raise ValueError(
             f"label {label} ({source.label_names[label]!r}) has {smallest} examples "
             f"{where}, too few for validation and test: add some, at least {least} are "
-            "needed, or leave the label out with groups"
+            f"needed, or leave the label out with groups{absent}"
         )
     return size // 2, size - size // 2
 

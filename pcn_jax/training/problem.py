@@ -79,9 +79,19 @@ class Problem:
         self._microbatch_size = microbatch_size
 
     def init(self, key: jax.Array) -> tuple[chex.ArrayTree, ModelState]:
-        """Fresh parameters of the model, and its other collections."""
+        """Fresh parameters of the model, and its other collections.
+
+        Raises:
+          ValueError: If the model does not return one logit a class.
+        """
         example = self._normalised(self.splits["train"].inputs[:1])
-        variables: ModelState = dict(self.model.init(key, example))
+        logits, given = self.model.init_with_output(key, example)
+        if logits.shape != (1, self.num_classes):
+            raise ValueError(
+                f"The data have {self.num_classes} classes, so the model must return "
+                f"logits [B, {self.num_classes}], got {list(logits.shape)} for B = 1."
+            )
+        variables: ModelState = dict(given)
         return variables.pop("params"), variables
 
     @functools.cached_property
