@@ -157,8 +157,8 @@ def pcn_value_and_grad(
       gradients with leaves `[C, *param.shape]`, for `statistics.alignment`; `rows`,
       integers `[B]` that take the place of the labels in grouping examples, where
       groups are not classes (`num_classes` is then the number of groups, and `labels`
-      whatever `loss_fn` takes, examples first); and, where
-      the weights have one, `state`: `weights.init(C)` at first, then `value.state`.
+      whatever `loss_fn` takes, examples first); and, where the weights have one,
+      `state`: `weights.init(C)` at first, then `value.state`.
 
     Raises:
       ValueError: At construction if `num_classes` is not a positive integer, `weights`
