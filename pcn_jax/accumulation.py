@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pcn_jax.class_gradients import ClassValue, ClassValueAndGrad, check_labels
+from pcn_jax.checks import check_labels
+from pcn_jax.class_gradients import ClassValue, ClassValueAndGrad
 from pcn_jax.class_sums import ClassSums, add, to_means, to_sums
 from pcn_jax.loops import Loop, resolve_loop
 

@@ -10,14 +10,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pcn_jax.checks import (
+    check_below,
+    check_inputs,
+    check_labels,
+    check_num_classes,
+    check_params,
+    check_reference,
+    check_rule,
+    check_state,
+)
 from pcn_jax.class_gradients import (
     ClassValue,
     LossFn,
     at_least_one,
-    check_below,
-    check_labels,
-    check_num_classes,
-    check_params,
     losses_and_aux,
     per_class_value_and_grad,
 )
@@ -35,7 +41,6 @@ from pcn_jax.geometry import (
 )
 from pcn_jax.halves import of_halves, split_halves
 from pcn_jax.weights import (
-    RULES,
     ClassStatistics,
     ClassWeights,
     StatefulClassWeights,
@@ -199,7 +204,7 @@ def pcn_value_and_grad(
       Computations <https://arxiv.org/abs/1510.01799>`_, 2015.
     """
     check_num_classes(num_classes)
-    _check_rule(weights)
+    check_rule(weights)
     if path not in (None, "fused", "masked"):
         raise ValueError(f"path must be 'fused', 'masked' or None, got {path!r}.")
     if isinstance(weights, StatefulClassWeights):
@@ -229,8 +234,8 @@ def pcn_value_and_grad(
         check_below(groups, num_classes)
         groups = check_labels(groups, ndim=1)
         labels = groups if rows is None else labels
-        _check_inputs(inputs, len(groups))
-        _check_reference(reference, params, num_classes)
+        check_inputs(inputs, len(groups))
+        check_reference(reference, params, num_classes)
         given = jax.tree.map(_on_device, (params, (inputs, labels), groups, *args))
         if path != "masked":
             try:
@@ -341,7 +346,7 @@ def _with_state(
         groups = labels if rows is None else rows
         check_below(groups, num_classes)
         groups = check_labels(groups, ndim=1)
-        _check_state(state, jax.eval_shape(lambda: weights.init(num_classes)))
+        check_state(state, jax.eval_shape(lambda: weights.init(num_classes)))
         updates = []
 
         def of_halves_and_state(halves: ClassStatistics) -> jax.Array:
@@ -481,56 +486,3 @@ def _checked(weights: jax.Array, norms: jax.Array) -> jax.Array:
             f"{jnp.shape(weights)}."
         )
     return jnp.where(norms == 0, 0, weights)
-
-
-def _check_rule(weights: Any) -> None:
-    if weights is None or isinstance(weights, StatefulClassWeights):
-        return
-    if not callable(weights):
-        raise ValueError(
-            "weights must be a function from ClassStatistics to weights [C], such as "
-            f"pcn_jax.weights.inverse_norm(), got {type(weights).__name__}. For fixed "
-            "ones: lambda statistics: fixed."
-        )
-    if weights in RULES:
-        name = weights.__name__
-        raise ValueError(
-            f"{name} makes weights and is none: pass weights={name}(...), called."
-        )
-
-
-def _check_state(state: Any, expected: Any) -> None:
-    got, expected = (
-        (jax.tree.structure(tree), [jnp.shape(x) for x in jax.tree.leaves(tree)])
-        for tree in (state, expected)
-    )
-    if got != expected:
-        raise ValueError(
-            f"state must be as weights.init(num_classes) makes it, {expected[0]} with "
-            f"leaves {expected[1]}, got {got[0]} with {got[1]}."
-        )
-
-
-def _check_inputs(inputs: Any, number: int) -> None:
-    if not number:
-        raise ValueError("There are no examples: labels are empty.")
-    shapes = [jnp.shape(x) for x in jax.tree.leaves(inputs)]
-    if shapes and all(shape[:1] != (number,) for shape in shapes):
-        raise ValueError(
-            f"inputs must have the {number} examples of the labels on their first "
-            f"axis, got {', '.join(map(str, shapes))}."
-        )
-
-
-def _check_reference(
-    reference: chex.ArrayTree | None, params: chex.ArrayTree, num_classes: int
-) -> None:
-    if reference is None:
-        return
-    expected = jax.tree.map(lambda x: (num_classes, *jnp.shape(x)), params)
-    got = jax.tree.map(jnp.shape, reference)
-    if got != expected:
-        raise ValueError(
-            "reference must be class gradients, with leaves [C, *param.shape]: "
-            f"expected {expected}, got {got}."
-        )

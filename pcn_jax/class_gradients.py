@@ -16,8 +16,14 @@ from typing import Any, NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 
+from pcn_jax.checks import (
+    check_below,
+    check_labels,
+    check_num_classes,
+    check_params,
+    describe,
+)
 from pcn_jax.precision import at_least_float32
 
 LossFn = Callable[..., Any]
@@ -187,13 +193,13 @@ def losses_and_aux(
     if has_aux and not (isinstance(output, tuple) and len(output) == 2):
         raise ValueError(
             f"With has_aux=True loss_fn must return (losses, aux), got "
-            f"{_describe(output)}."
+            f"{describe(output)}."
         )
     losses, aux = output if has_aux else (output, None)
     if getattr(losses, "shape", None) != shape:
         raise ValueError(
             f"loss_fn must return one loss an example, shape {shape} like the "
-            f"labels, got {_describe(losses)}. Do not average over the batch; for "
+            f"labels, got {describe(losses)}. Do not average over the batch; for "
             "(losses, aux) pass has_aux=True."
         )
     return at_least_float32(losses), aux
@@ -208,61 +214,3 @@ def _class_means(shares: jax.Array, counts: jax.Array) -> jax.Array:
 def at_least_one(count: jax.Array) -> jax.Array:
     """The count, or 1 in place of 0, where something is divided by it."""
     return jnp.maximum(count, 1)
-
-
-def check_labels(labels: Any, ndim: int) -> jax.Array:
-    """Labels as an array, refused unless they are integers `[B]`, or `[C, m]`."""
-    shape = "[B]" if ndim == 1 else "[C, m]"
-    if not hasattr(labels, "dtype"):
-        labels = np.asarray(labels)
-    if labels.ndim != ndim or not jnp.issubdtype(labels.dtype, jnp.integer):
-        hint = ""
-        if labels.ndim == ndim and labels.dtype == jnp.bool_:
-            hint = " Use labels.astype(int)."
-        elif labels.ndim == ndim + 1 and labels.shape[-1] == 1:
-            hint = " Use labels[..., 0]."
-        elif labels.ndim == ndim + 1:
-            hint = " Of one-hot rows use labels.argmax(-1)."
-        raise ValueError(
-            f"labels must be integers of shape {shape}, got {_describe(labels)}.{hint}"
-        )
-    return jnp.asarray(labels).astype(jnp.int32)
-
-
-def check_params(params: chex.ArrayTree) -> None:
-    """Refuses what cannot be differentiated by, as `jax.grad` does."""
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        dtype = jax.typeof(leaf).dtype
-        if not jnp.issubdtype(dtype, jnp.inexact):
-            raise TypeError(
-                f"params must be of floating point, got {dtype} at "
-                f"params{jax.tree_util.keystr(path)}. What is not trained, such as a "
-                "counter or a random key, belongs in *args or in a closure."
-            )
-
-
-def check_num_classes(num_classes: Any) -> None:
-    """Refuses what is not a positive integer."""
-    if not isinstance(num_classes, int | np.integer) or num_classes < 1:
-        raise ValueError(
-            f"num_classes must be a positive integer, got {num_classes!r}."
-        )
-
-
-def check_below(labels: Any, num_classes: int) -> None:
-    """Refuses labels that are out of range, if their values are known."""
-    # NumPy looks at them: under jit, JAX would trace even values that are known.
-    if isinstance(labels, jax.core.Tracer) or not np.size(labels):
-        return
-    largest = np.asarray(labels).max()
-    if largest >= num_classes:
-        raise ValueError(
-            f"labels must be below num_classes={num_classes}, got a label {largest}. "
-            "Number the classes from 0; labels below zero mark padding."
-        )
-
-
-def _describe(x: Any) -> str:
-    if hasattr(x, "shape") and hasattr(x, "dtype"):
-        return f"{x.dtype}{list(x.shape)}"
-    return f"a {type(x).__name__}"

@@ -37,6 +37,7 @@ UPPER = {"dynamics", "data", "models", "samplers", "training", "transforms"}
 GROUND = [
     "accumulation",
     "balanced",
+    "checks",
     "class_gradients",
     "class_sums",
     "explicit_mesh",

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from pcn_jax.class_gradients import check_num_classes
+from pcn_jax.checks import check_num_classes
 from pcn_jax.geometry import class_alignment, class_norms, scale_rows
 from pcn_jax.halves import of_halves
 from pcn_jax.transforms.per_class import check_class_axis, check_counts
