@@ -308,12 +308,12 @@ def _follow_inner(program: Program, axes: Sequence[Axis]) -> list[Axis]:
 
 
 def _follow_loop(
-    body: Any, axes: Sequence[Axis], carry: slice
+    body: Program, axes: Sequence[Axis], carry: slice
 ) -> tuple[list[Axis], list[Axis]]:
     """Axes of a loop's inputs and outputs, once what it carries has settled."""
-    inputs, program = list(axes), flatten(body)
+    inputs = list(axes)
     while True:
-        outputs = _follow_inner(program, inputs)
+        outputs = _follow_inner(body, inputs)
         size = len(inputs[carry])
         joined = [
             before if after is None else after
@@ -330,12 +330,21 @@ def _follow_loop(
 
 
 def _scan(use: _Use) -> Sequence[Axis]:
-    consts, carries = use.params["num_consts"], use.params["num_carry"]
-    start = consts + carries
+    # How many operands are of which kind has been said in several ways by JAX; that
+    # what is scanned has one axis more outside of the loop has always been so.
+    body = flatten(use.params["jaxpr"])
+    scanned, stacked = (
+        sum(
+            len(outside) > len(body.shape(slot))
+            for outside, slot in zip(shapes, slots, strict=True)
+        )
+        for shapes, slots in ((use.shapes, body.inputs), (use.results, body.outputs))
+    )
+    start, carries = len(use.axes) - scanned, len(use.results) - stacked
     if 0 in use.axes[start:]:
         raise _mixes("a scan runs over them")
     inner = [*use.axes[:start], *(x if x is None else x - 1 for x in use.axes[start:])]
-    _, outputs = _follow_loop(use.params["jaxpr"], inner, slice(consts, start))
+    _, outputs = _follow_loop(body, inner, slice(start - carries, start))
     return [
         *outputs[:carries],
         *(y if y is None else y + 1 for y in outputs[carries:]),
@@ -345,7 +354,8 @@ def _scan(use: _Use) -> Sequence[Axis]:
 def _while(use: _Use) -> Sequence[Axis]:
     first, second = use.params["cond_nconsts"], use.params["body_nconsts"]
     carry = slice(second, len(use.axes) - first)
-    inputs, outputs = _follow_loop(use.params["body_jaxpr"], use.axes[first:], carry)
+    body = flatten(use.params["body_jaxpr"])
+    inputs, outputs = _follow_loop(body, use.axes[first:], carry)
     condition = flatten(use.params["cond_jaxpr"])
     if _follow_inner(condition, [*use.axes[:first], *inputs[carry]]) != [None]:
         raise _mixes("a loop ends when one of them says so")
