@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import linen as nn
@@ -119,6 +120,34 @@ def build(net: Net, num_classes: int) -> nn.Module:
     }
     model: nn.Module = makers[net](num_classes=num_classes)
     return model
+
+
+def least(case: Case) -> dict[str, float]:
+    """What a plain gradient needs at least.
+
+    Args:
+      case: The case.
+
+    Returns:
+      `flops`, its multiplications and additions, and `bytes` of images, labels and
+      parameters on their way in and of the gradient on its way out.
+    """
+    model = build(case.net, case.num_classes)
+    images, labels = jax.eval_shape(
+        lambda: (jnp.zeros((case.batch_size, 32, 32, 3)), jnp.asarray(case.classes))
+    )
+    params = jax.eval_shape(model.init, jax.random.key(0), images)["params"]
+
+    def mean_loss(*given: Any) -> jax.Array:
+        return losses(model, *given).mean()
+
+    gradient = jax.jit(jax.grad(mean_loss))
+    cost: Any = gradient.lower(params, images, labels).cost_analysis()
+    arrays = jax.tree.leaves((params, params, images, labels))
+    return {
+        "flops": float(cost["flops"]),
+        "bytes": float(sum(x.size * x.dtype.itemsize for x in arrays)),
+    }
 
 
 def losses(model: nn.Module, params: Any, images: Any, labels: Any) -> jax.Array:

@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 
 def at_least_float32(x: jax.Array) -> jax.Array:
@@ -25,3 +26,13 @@ def at_least_float32(x: jax.Array) -> jax.Array:
 def sum_dtype(dtype: Any) -> Any:
     """The dtype in which numbers of a dtype are summed: float64, or float32."""
     return dtype if dtype in (jnp.float32, jnp.float64) else jnp.dtype(jnp.float32)
+
+
+_SPLITS = False
+
+
+def full_precision(dtype: Any) -> lax.PrecisionLike:
+    """Of a product of matrices that must not be rounded more than its operands are."""
+    if _SPLITS and dtype == jnp.float32 and jax.default_backend() == "gpu":
+        return lax.DotAlgorithmPreset.TF32_TF32_F32_X3
+    return lax.Precision.HIGHEST

@@ -65,7 +65,10 @@ class ClassLayout(NamedTuple):
 
     def to_examples(self, of_rows: jax.Array) -> jax.Array:
         """A quantity of each row, given to its examples, `[B]`; zero for padding."""
-        return jnp.append(of_rows, jnp.zeros(1, of_rows.dtype))[self.rows]
+        of_examples = jnp.append(of_rows, jnp.zeros(1, of_rows.dtype))[self.rows]
+        # Looked up once, and not again wherever it is used.
+        barrier: Callable[[jax.Array], jax.Array] = jax.lax.optimization_barrier
+        return barrier(of_examples)
 
 
 def sort_by_class(labels: jax.Array, num_classes: int) -> ClassLayout:

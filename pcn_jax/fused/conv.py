@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from pcn_jax.precision import at_least_float32, sum_dtype
+from pcn_jax.precision import at_least_float32, full_precision, sum_dtype
 
 
 def kernel_gradient(
@@ -106,7 +106,7 @@ def _products(x: jax.Array, y: jax.Array) -> jax.Array:
         x,
         y,
         (((0,), (0,)), ((), ())),
-        precision=lax.Precision.HIGHEST,
+        precision=full_precision(x.dtype),
         preferred_element_type=sum_dtype(x.dtype),
     )
 

@@ -22,9 +22,7 @@ from jax import lax
 from pcn_jax.fused.class_layout import ClassLayout
 from pcn_jax.fused.conv import patch_products
 from pcn_jax.fused.sites import Site, Taps, take_examples
-from pcn_jax.precision import sum_dtype
-
-_HIGHEST = lax.Precision.HIGHEST
+from pcn_jax.precision import full_precision, sum_dtype
 
 
 class PairSource(NamedTuple):
@@ -143,7 +141,7 @@ def _squares_of_one_block(
     within = _of_one_class(products, layout.rows, layout.rows)
     of_examples = jnp.stack([within, jnp.diagonal(products)])
     members = layout.members.astype(products.dtype)
-    squares, lengths = jnp.matmul(of_examples, members.T, precision=_HIGHEST)
+    squares, lengths = _matmul(of_examples, members.T)
     return squares, lengths
 
 
@@ -153,9 +151,9 @@ def pair_gramian(
     """Inner products `[R, R]` of all rows, and the second result of `pair_squares`."""
     pairs = _all_pairs(sources, weights, layout)
     members = layout.members.astype(pairs.dtype)
-    by_row = jnp.matmul(members, pairs, precision=_HIGHEST)
-    gramian = jnp.matmul(by_row, members.T, precision=_HIGHEST)
-    return gramian, jnp.matmul(members, jnp.diagonal(pairs), precision=_HIGHEST)
+    by_row = _matmul(members, pairs)
+    gramian = _matmul(by_row, members.T)
+    return gramian, _matmul(members, jnp.diagonal(pairs))
 
 
 def _all_pairs(
@@ -236,6 +234,10 @@ def _row_products(x: jax.Array, y: jax.Array) -> jax.Array:
         x,
         y,
         (((1,), (1,)), ((), ())),
-        precision=_HIGHEST,
+        precision=full_precision(x.dtype),
         preferred_element_type=sum_dtype(x.dtype),
     )
+
+
+def _matmul(x: jax.Array, y: jax.Array) -> jax.Array:
+    return jnp.matmul(x, y, precision=full_precision(x.dtype))

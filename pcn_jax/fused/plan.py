@@ -21,12 +21,13 @@ _VIEWS = {
     "squeeze",
     "transpose",
 }
-_OF_MEMORY, _OF_CACHE = 60, 10
+_OF_RAM, _OF_CACHE = 60, 10
 """Multiplications in the time in which one number is read and written there."""
 _CACHE, _NEAR_CACHE = 2**22, 2**16
 """Numbers that stay in a cache for long, and from one step of a loop to the next."""
-_LAUNCH = 250_000_000
-"""Multiplications in the time in which an accelerator is told what to do next."""
+_OF_MEMORY, _FULL_PRECISION, _STEP = 300, 5, 3_000_000_000
+"""The same of an accelerator's memory; of a multiplication that is not rounded to 19
+bits; and of a step of a loop. Measured on an H100, at 1e14 multiplications a second."""
 _TAIL = 2
 """On a long tail, most examples are of a class so many times the average one."""
 _TOKENS_AT_ONCE = 256
@@ -81,35 +82,62 @@ def choose(
         return Choice("masked")
     if site.kind == "lookup":
         return Choice("lookup")
+    if not _is_cpu():
+        return _choose_on_accelerator(
+            site, num_rows, keep_rows=keep_rows, stacked=stacked
+        )
     size, weights = site.size, math.prod(site.param_shape)
-    activations = size * _operands(site)
     all_rows = num_rows * weights
     at_once = _group_size(site, num_rows)
     cost = _cost_of_groups(site, num_rows, at_once)
-    if stacked or all_rows <= max(activations, _CACHE if _is_cpu() else 0):
+    if stacked or all_rows <= max(size * _operands(site), _CACHE):
         explicit = Choice("rows", at_once)
         cost += 2 * all_rows * _of(all_rows)  # they are made, measured and added up
     else:
         explicit = Choice("stream", at_once)
         cost += size * site.tokens * weights  # the weight gradient, once more
-    if not _is_cpu():
-        if explicit.way == "rows" and size * weights <= _MOST_COPIES * activations:
-            explicit = Choice("rows", size)
-            cost = (size + num_rows) * weights * _OF_MEMORY
-        else:
-            cost += (size // at_once + num_rows) * _LAUNCH
     if site.kind == "product" or keep_rows:
         return explicit
-    in_full = with_gramian or not _is_cpu()
-    partners = size if in_full else min(_TAIL * size // num_rows, size // 2)
+    partners = size if with_gramian else min(_TAIL * size // num_rows, size // 2)
     pairs = size * partners * _products_of_a_pair(site)
     return Choice("pairs") if pairs <= cost else explicit
 
 
+def _choose_on_accelerator(
+    site: Site, num_rows: int, *, keep_rows: bool, stacked: bool
+) -> Choice:
+    """A few large steps: memory and loops cost more than multiplications do."""
+    size, weights = site.size, math.prod(site.param_shape)
+    gradient, features = size * site.tokens * weights, weights // site.contracted
+    all_rows = 2 * num_rows * weights  # made, and added up
+    costs = {
+        Choice("masked"): num_rows * gradient
+        + (num_rows * size * site.tokens * features + all_rows) * _OF_MEMORY
+    }
+    if size * weights <= _MOST_COPIES * size * _operands(site):
+        patches = size * site.tokens * site.contracted if site.kind == "conv" else 0
+        costs[Choice("rows", size)] = (
+            gradient + (patches + size * weights + all_rows) * _OF_MEMORY
+        )
+    at_once = _group_size(site, num_rows)
+    loop = (size // at_once + num_rows) * _STEP
+    if stacked or num_rows * weights <= size * _operands(site):
+        costs[Choice("rows", at_once)] = gradient + all_rows * _OF_MEMORY + loop
+    else:
+        costs[Choice("stream", at_once)] = 2 * gradient + loop
+    if site.kind != "product" and not keep_rows:
+        products = (size * site.tokens) ** 2 * _OF_MEMORY
+        precise = size**2 * _products_of_a_pair(site) * _FULL_PRECISION
+        costs[Choice("pairs")] = gradient + products + precise
+    return min(costs, key=costs.__getitem__)
+
+
 def _group_size(site: Site, num_rows: int) -> int:
     """Examples of a class whose gradients are taken at once."""
-    if not _is_cpu() or site.tokens > 1:
-        of_a_class = site.size // (2 * num_rows)
+    of_a_class = max(1, site.size // (2 * num_rows))
+    if not _is_cpu():
+        return of_a_class
+    if site.tokens > 1:
         return max(1, min(_TOKENS_AT_ONCE // site.tokens, of_a_class))
     most = max(1, min(_TOKENS_AT_ONCE, site.size // 2))
     sizes = [1 << k for k in range(most.bit_length())]  # odd ones are slow
@@ -138,7 +166,7 @@ def _operands(site: Site) -> int:
 
 def _of(numbers: int, cache: int = _CACHE) -> int:
     """What each of so many numbers costs that are used again and again."""
-    return _OF_CACHE if _is_cpu() and numbers <= cache else _OF_MEMORY
+    return _OF_CACHE if numbers <= cache else _OF_RAM
 
 
 def _products_of_a_pair(site: Site) -> int:

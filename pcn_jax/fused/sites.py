@@ -7,7 +7,7 @@ are all that is needed for the weight gradient of any selection of examples.
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -214,6 +214,19 @@ def summed_gradient(site: Site, taps: Taps) -> jax.Array:
     return at_least_float32(grads[site.params[0]])
 
 
+def summed_gradients(site: Site, taps: Taps) -> jax.Array:
+    """The same of each example by itself, all side by side: `[B, *param.shape]`."""
+    axes = {slot: site.axes[slot] for slot in taps.values}
+
+    def of_one(values: dict[Slot, jax.Array], cotangents: list[jax.Array]) -> jax.Array:
+        pairs = (values, axes), (cotangents, list(site.out_axes))
+        return summed_gradient(site, Taps(*(_batch_of_one(*pair) for pair in pairs)))
+
+    in_axes = axes, list(site.out_axes)
+    each: jax.Array = jax.vmap(of_one, in_axes)(taps.values, taps.cotangents)
+    return each
+
+
 def lookup_factors(site: Site, taps: Taps) -> tuple[jax.Array, jax.Array]:
     """Rows of the table `[B, T]`, `-1` outside, and their cotangents `[B, T, size]`."""
     x, (cotangent,), (out_axis,) = site.operand, taps.cotangents, site.out_axes
@@ -303,6 +316,16 @@ def _weighted(
         )
         for axis, x in zip(site.out_axes, cotangents, strict=True)
     ]
+
+
+def _batch_of_one(arrays: Any, axes: Any) -> Any:
+    """Gives arrays their axes back, where they have one."""
+    return jax.tree.map(
+        lambda axis, x: x if axis is None else jnp.expand_dims(x, axis),
+        axes,
+        arrays,
+        is_leaf=lambda axis: axis is None,
+    )
 
 
 def _take(x: jax.Array, positions: jax.Array | None, axis: int) -> jax.Array:

@@ -14,9 +14,10 @@ from pcn_jax.fused.sites import (
     Taps,
     lookup_factors,
     summed_gradient,
+    summed_gradients,
     take_examples,
 )
-from pcn_jax.precision import at_least_float32
+from pcn_jax.precision import at_least_float32, full_precision
 
 
 def sum_rows(
@@ -24,11 +25,7 @@ def sum_rows(
 ) -> jax.Array:
     """Class-summed gradients `[R, *param.shape]`, from so many examples at a time."""
     if at_once == layout.size:
-        positions = jnp.arange(layout.size, dtype=jnp.int32)[:, None]
-        each = jax.vmap(
-            lambda position: summed_gradient(site, take_examples(site, taps, position))
-        )(positions)
-        return sum_by_row(each, weights, layout)
+        return sum_by_row(summed_gradients(site, taps), weights, layout)
 
     def add(rows: jax.Array, row: jax.Array, _: jax.Array, chunk: Chunk) -> jax.Array:
         grad = _chunk_gradient(site, taps, weights, chunk)
@@ -94,7 +91,8 @@ def sum_by_row(
 ) -> jax.Array:
     """Sums gradients of examples `[B, ...]` over each row, `[R, ...]`."""
     members = jnp.where(layout.members, weights[None, :], 0).astype(of_examples.dtype)
-    return jnp.tensordot(members, of_examples, 1, precision=lax.Precision.HIGHEST)
+    precision = full_precision(members.dtype)
+    return jnp.tensordot(members, of_examples, 1, precision=precision)
 
 
 def _chunk_gradient(

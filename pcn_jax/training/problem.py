@@ -85,7 +85,10 @@ class Problem:
           ValueError: If the model does not return one logit a class.
         """
         example = self._normalised(self.splits["train"].inputs[:1])
-        logits, given = self.model.init_with_output(key, example)
+        init = self.model.init_with_output
+        if self.loop == "scan":  # elsewhere than on CPU each operation is compiled
+            init = jax.jit(init)
+        logits, given = init(key, example)
         if logits.shape != (1, self.num_classes):
             raise ValueError(
                 f"The data have {self.num_classes} classes, so the model must return "
