@@ -19,15 +19,11 @@ class Prepared(Protocol):
         """Milliseconds of one method."""
 
 
-def answer(
-    prepare: Callable[[dict[str, Any]], Prepared],
-    **others: Callable[[], dict[str, Any]],
-) -> None:
+def answer(prepare: Callable[[dict[str, Any]], Prepared]) -> None:
     """Answers until there is nothing more to read.
 
     Args:
       prepare: From a request with `do="prepare"` to what runs its methods.
-      **others: What else may be asked for, by name.
     """
     prepared: Prepared | None = None
     for line in sys.stdin:
@@ -36,8 +32,6 @@ def answer(
             prepared = None  # frees the last one
             prepared = prepare(request)
             result = prepared.describe()
-        elif request["do"] in others:
-            result = others[request["do"]]()
         else:
             assert prepared is not None
             result = {"ms": prepared.run(request["method"])}

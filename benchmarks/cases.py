@@ -132,7 +132,7 @@ def least(case: Case) -> dict[str, float]:
       `flops`, its multiplications and additions, and `bytes` of images, labels and
       parameters on their way in and of the gradient on its way out.
     """
-    model = build(case.net, case.num_classes)
+    model, cpu = build(case.net, case.num_classes), jax.devices("cpu")[0]
     images, labels = jax.eval_shape(
         lambda: (jnp.zeros((case.batch_size, 32, 32, 3)), jnp.asarray(case.classes))
     )
@@ -141,8 +141,9 @@ def least(case: Case) -> dict[str, float]:
     def mean_loss(*given: Any) -> jax.Array:
         return losses(model, *given).mean()
 
-    gradient = jax.jit(jax.grad(mean_loss))
-    cost: Any = gradient.lower(params, images, labels).cost_analysis()
+    with jax.default_device(cpu):  # not every backend can tell
+        gradient = jax.jit(jax.grad(mean_loss))
+        cost: Any = gradient.lower(params, images, labels).cost_analysis()
     arrays = jax.tree.leaves((params, params, images, labels))
     return {
         "flops": float(cost["flops"]),

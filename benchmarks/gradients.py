@@ -2,16 +2,11 @@
 
     python -m benchmarks.gradients               # everything: 45 minutes
     python -m benchmarks.gradients --nets mlp --classes 10 --no-peers
-    python -m benchmarks.gradients --accelerator # on a GPU: minutes
     python -m benchmarks.gradients --draw        # only the table and the figure
 
 One process for JAX and one for PyTorch, on the same core, take turns: in each round
 every method is called twice, and the second call counts. Cases that are done are not
 measured again (`--fresh` does), and each is written as soon as it is done.
-
-On an accelerator a method is a step in a compiled loop, and all cases are compiled at
-the same time before the first is measured. The peers are taken from the environment
-that this runs in, since it has to be one with PyTorch for that accelerator.
 """
 
 import datetime
@@ -25,11 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jax
 import tyro
 from tqdm.auto import tqdm
 
-from benchmarks.cases import TOO_LONG, Case, Net, cases, least
+from benchmarks.cases import TOO_LONG, Case, Net, cases
 from benchmarks.report import draw, machine
 
 _HERE = Path(__file__).parent
@@ -47,9 +41,6 @@ class Config:
     classes: tuple[int, ...] = (2, 10, 100, 1000)
     """Numbers of classes; a thousand is for the MLP alone."""
 
-    skip: tuple[str, ...] = ()
-    """Cases to leave out: those whose names have one of these words in them."""
-
     repeats: int = 15
     """Rounds, of which the median counts."""
 
@@ -58,12 +49,6 @@ class Config:
 
     core: int = 0
     """Core on which everything runs."""
-
-    accelerator: bool = False
-    """Whether everything runs on the accelerator that JAX finds, and not on a core."""
-
-    methods: tuple[str, ...] = ()
-    """Methods of both libraries, all without a name; others are as if not there."""
 
     peers: bool = True
     """Whether PyTorch is measured too, in an environment that is made for it."""
@@ -96,26 +81,14 @@ class Worker:
             stdout=subprocess.PIPE,
             text=True,
             cwd=_HERE.parent,
-            env={
-                **os.environ,
-                "OMP_NUM_THREADS": "1",
-                "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # a device is shared
-            },
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
         )
 
     def ask(self, **request: Any) -> dict[str, Any]:
         """Sends a request and waits for the answer."""
-        self.send(**request)
-        return self.answer()
-
-    def send(self, **request: Any) -> None:
-        """Sends a request."""
         assert self._process.stdin is not None
-        print(json.dumps(request), file=self._process.stdin, flush=True)
-
-    def answer(self) -> dict[str, Any]:
-        """Waits for the answer to what was sent first."""
         assert self._process.stdout is not None
+        print(json.dumps(request), file=self._process.stdin, flush=True)
         line = self._process.stdout.readline()
         if not line:
             raise RuntimeError("A worker ended: its last words are above.")
@@ -131,11 +104,8 @@ class Worker:
 
 def main() -> None:
     """Reads the command line, measures and writes."""
-    set_config: Any = jax.config.update
-    set_config("jax_platforms", "cpu")  # the accelerator is for the workers
     config = tyro.cli(Config, description=__doc__)
-    name = "gradients_accelerator" if config.accelerator else "gradients"
-    path = config.folder / f"{name}.json"
+    path = config.folder / "gradients.json"
     results: dict[str, Any] = {"cases": {}}
     if path.exists():
         results = json.loads(path.read_text(encoding="utf-8"))
@@ -144,64 +114,31 @@ def main() -> None:
         _measure_all(config, results, path)
     if not results["cases"]:
         raise SystemExit(f"There is nothing to draw: {path} does not exist yet.")
-    draw(results, path)
-    print(f"{path.with_suffix('.md')}, {path.with_suffix('.png').name}")
+    draw(results, config.folder)
+    print(f"{config.folder}/gradients.md, gradients.png")
 
 
 def _measure_all(config: Config, results: dict[str, Any], path: Path) -> None:
     wanted = [
         case
         for case in cases(config.nets, config.classes)
-        if (config.fresh or case.name not in results["cases"])
-        and not any(words in case.name for words in config.skip)
+        if config.fresh or case.name not in results["cases"]
     ]
-    where = [] if config.accelerator else ["--core", str(config.core)]
-    jax_worker = [sys.executable, "-m", "benchmarks.jax_worker", *where]
-    workers: dict[Case, Worker] = {}
-    if config.accelerator:
-        results["limits"] = _limits(jax_worker)
-        alike = {case: case._replace(labels="balanced") for case in wanted}
-        each = {case: Worker(jax_worker) for case in alike.values()}
-        workers = {case: each[like] for case, like in alike.items()}
-        for case, worker in workers.items():  # all compile at the same time
-            _send(case, worker, config)
-        for worker in workers.values():
-            worker.answer()
-    elif wanted:
-        workers = dict.fromkeys(wanted, Worker(jax_worker))
-    peers = None
+    core = ["--core", str(config.core)]
+    workers = {"jax": Worker([sys.executable, "-m", "benchmarks.jax_worker", *core])}
     if config.peers:
-        python = sys.executable if config.accelerator else _peers_python()
-        peers = Worker([python, "-m", "benchmarks.torch_worker", *where])
+        workers["torch"] = Worker(
+            [_peers_python(), "-m", "benchmarks.torch_worker", *core]
+        )
     for case in tqdm(wanted, unit="case", disable=not sys.stderr.isatty()):
-        taking_turns = {"jax": workers[case]} | ({"torch": peers} if peers else {})
-        results["cases"][case.name] = _measure(case, taking_turns, config)
+        results["cases"][case.name] = _measure(case, workers, config)
         results |= {"machine": machine(), "python": platform.python_version()}
         partial = path.with_suffix(".part")
         partial.write_text(_text(results), encoding="utf-8")
         partial.replace(path)
-        draw(results, path)
-    for worker in {*workers.values(), *([peers] if peers else [])}:
-        worker.close()
-
-
-def _limits(jax_worker: list[str]) -> dict[str, Any]:
-    """What the device reaches when nothing else runs on it."""
-    worker = Worker(jax_worker)
-    limits = worker.ask(do="limits")
-    worker.close()
-    return limits
-
-
-def _send(case: Case, worker: Worker, config: Config) -> None:
-    worker.send(
-        do="prepare",
-        methods=config.methods,
-        **case._asdict() | {"labels": case.classes.tolist()},
-        case=list(case),
-        allows_stacks=case.allows_stacks,
-        too_long=TOO_LONG,
-    )
+        draw(results, config.folder)
+    for one in workers.values():
+        one.close()
 
 
 def _measure(case: Case, workers: dict[str, Worker], config: Config) -> dict[str, Any]:
@@ -209,8 +146,13 @@ def _measure(case: Case, workers: dict[str, Worker], config: Config) -> dict[str
     versions: dict[str, str] = {}
     parameters: set[int] = set()
     for library, worker in workers.items():
-        _send(case, worker, config)
-        answer = worker.answer()
+        answer = worker.ask(
+            do="prepare",
+            **case._asdict() | {"labels": case.classes.tolist()},
+            case=list(case),
+            allows_stacks=case.allows_stacks,
+            too_long=TOO_LONG,
+        )
         versions |= answer["versions"]
         parameters.add(answer["parameters"])
         for name, facts in answer["methods"].items():
@@ -224,13 +166,12 @@ def _measure(case: Case, workers: dict[str, Worker], config: Config) -> dict[str
             if "not_run" in facts or (is_slow and number >= _LEAST_ROUNDS):
                 continue
             answer = workers[library].ask(do="run", method=method)
-            facts["ms"].append(round(answer["ms"], 4))
+            facts["ms"].append(round(answer["ms"], 3))
     return {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "case": case._asdict(),
         "methods": methods,
         "versions": versions,
-        "least": least(case),
     }
 
 

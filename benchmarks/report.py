@@ -14,7 +14,7 @@ _LIMITS = {2: 1.25, 10: 1.25, 100: 1.35, 1000: 1.5}
 _MEMORY = {True: 2.0, False: 2.5}
 """Bars for temporaries, of nets without and with convolutions."""
 _COMPILE, _SINGLE, _DOUBLE = 4.0, 1e-5, 1e-11
-_NETS = {
+NETS = {
     "mlp": "MLP",
     "narrow": "narrow MLP",
     "cnn": "paper's CNN",
@@ -33,125 +33,69 @@ _COLORS = {
 _MARKERS = dict(zip(_COLORS, "os^DvPX", strict=True))
 
 
-_NETS_ARE = """\
-Nets for images of 32 x 32: the MLP has layers of 512 and 256, the narrow one
-of 32 and 32, the paper's CNN of 16 and 32 channels, the wide one of 32, 64
-and 128. In the figure, of the smaller batch, a method has two marks: of
-balanced and of long-tailed labels. What has no mark was not run.
-"""
-_ON_A_CORE = (
-    """# What a balanced gradient costs
-
-`python -m benchmarks.gradients`, {dates}, one core of {machine}, \
-Python {python}, {versions}.
-
-![Time of each method, relative to the plain gradient]({figure})
-
-Every method was called twice a round, in turn with all others; the second
-call counted. *Ratio*: the median over rounds of its time over that of the
-plain gradient of the mean loss in the same library and round, with the 10 %
-and 90 % quantiles. *fused* is `pcn_value_and_grad`, also asked for the inner
-products of all classes (*Gramian*); *known labels* the class gradients taken
-class by class where labels are known when tracing; *masked* the textbook
-way. *Temporaries*: what the compiled program allocates besides its arguments
-and results. *Errors*: of the direction, against a loop over the classes in
-the same library and precision, relative to its largest entry (on ResNet18 in
-JAX of a batch of 8). Milliseconds are to be compared within a row: the
-machine was not as fast on every day. *Peers* are the methods in PyTorch.
-
-"""
-    + _NETS_ARE
-    + """
-## The fused path against its bars
-
-The bars: 1.25 times the plain gradient up to 10 classes, 1.35 at 100, 1.5 at
-1000; temporaries twice those of the plain gradient (2.5 times for nets with
-convolutions); compile time four times; errors 1e-5 in float32 and 1e-11 in
-float64; ratio and milliseconds no larger than the best peer's. Temporaries
-and compile time in this table are multiples of the plain gradient's.
-**Bold**: missed.
-
-| net | batch | classes | labels | ratio | best peer | ms | best peer \
-| temporaries | compile | error, float32 | float64 |
-| --- | --: | --: | --- | --: | --: | --: | --: | --: | --: | --: | --: |
-"""
-)
-_ON_AN_ACCELERATOR = (
-    """# What a balanced gradient costs on an accelerator
-
-`python -m benchmarks.gradients --accelerator`, {dates}, one {device}, \
-Python {python}, {versions}.
-
-![Time of each method, relative to the plain gradient]({figure})
-
-A method is the step of a compiled loop, as in training; of PyTorch, one of
-ten calls after each other. *Ratio*: the median over rounds of its time over
-that of the plain gradient of the mean loss in the same library and round,
-with the 10 % and 90 % quantiles. Both libraries round what they multiply to
-19 bits (TF32), as is their default for convolutions and, in PyTorch, an
-option for matrices that was taken; PyTorch has the channels of images last.
-*fused* is `pcn_value_and_grad`, also asked for the inner products of all
-classes (*Gramian*); *known labels* the class gradients taken class by class
-where labels are known when tracing; *masked* the textbook way. *Of the
-limit*: the least time over that measured. The least is that of the
-operations of a plain gradient at the {flops:.0f} TFLOP/s that large products of
-matrices reach here, or, if longer, of its images and parameters, in and out,
-at the {bytes:.1f} TB/s that large copies do. *Temporaries*: what the compiled
-program allocates besides its arguments and results. *Errors*: relative to
-the largest entry, up to 10 classes; of JAX against a loop over the classes
-that does not round, so that of *plain* is what rounding does to any
-gradient; of PyTorch against its own loop. *Peers* are the methods in PyTorch.
-
-"""
-    + _NETS_ARE
-    + """
-## The fused path against its bars
-
-The bars: 1.25 times the plain gradient up to 10 classes, 1.35 at 100, 1.5 at
-1000; temporaries twice those of the plain gradient (2.5 times for nets with
-convolutions); compile time four times; ratio and milliseconds no larger than
-the best peer's. Temporaries and compile time in this table are multiples of
-the plain gradient's. **Bold**: missed.
-
-| net | batch | classes | labels | ratio | best peer | ms | best peer \
-| temporaries | compile | of the limit | plain | error | plain |
-| --- | --: | --: | --- | --: | --: | --: | --: | --: | --: | --: | --: | --: | --: |
-"""
-)
-
-
-def draw(results: dict[str, Any], path: Path) -> None:
-    """Writes the table and the figure.
+def draw(results: dict[str, Any], folder: Path) -> None:
+    """Writes `gradients.md` and `gradients.png`.
 
     Args:
       results: What `benchmarks.gradients` measured.
-      path: Where they are kept; what is written lies beside it, and ends on `.md` and
-        `.png`.
+      folder: Where to write.
     """
-    nets = list(_NETS)
+    nets = list(NETS)
     records = sorted(
         results["cases"].values(), key=lambda record: nets.index(record["case"]["net"])
     )
     versions: dict[str, str] = {}
     for record in records:
         versions |= record["versions"]
-    dates = " and ".join(sorted({record["date"] for record in records}))
-    limits = results.get("limits")
-    page = _ON_A_CORE if limits is None else _ON_AN_ACCELERATOR
-    text = page.format(
-        dates=dates,
-        machine=results["machine"],
-        python=results["python"],
-        versions=", ".join(" ".join(item) for item in sorted(versions.items())),
-        figure=path.with_suffix(".png").name,
-        **_described(limits),
-    )
-    summary = [_summary(record, limits) for record in records]
-    digits = 1 if limits is None else 3
-    details = ["\n".join(["", *_details(record, digits)]) for record in records]
-    lines = [text + "\n".join(summary), "", "## Every method", *details]
-    path.with_suffix(".md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    _figure(records, path.with_suffix(".png"))
+    dates = sorted({record["date"] for record in records})
+    lines = [
+        "# What a balanced gradient costs",
+        "",
+        "`python -m benchmarks.gradients`, "
+        f"{' and '.join(dates)}, one core of {results['machine']}, Python "
+        f"{results['python']}, "
+        + ", ".join(f"{name} {version}" for name, version in sorted(versions.items()))
+        + ".",
+        "",
+        "![Time of each method, relative to the plain gradient](gradients.png)",
+        "",
+        "Every method was called twice a round, in turn with all others; the second",
+        "call counted. *Ratio*: the median over rounds of its time over that of the",
+        "plain gradient of the mean loss in the same library and round, with the 10 %",
+        "and 90 % quantiles. *fused* is `pcn_value_and_grad`, also asked for the inner",
+        "products of all classes (*Gramian*); *known labels* the class gradients taken",
+        "class by class where labels are known when tracing; *masked* the textbook",
+        "way. *Temporaries*: what the compiled program allocates besides its arguments",
+        "and results. *Errors*: of the direction, against a loop over the classes in",
+        "the same library and precision, relative to its largest entry (on ResNet18 in",
+        "JAX of a batch of 8). Milliseconds are to be compared within a row: the",
+        "machine was not as fast on every day. *Peers* are the methods in PyTorch.",
+        "",
+        "Nets for images of 32 x 32: the MLP has layers of 512 and 256, the narrow one",
+        "of 32 and 32, the paper's CNN of 16 and 32 channels, the wide one of 32, 64",
+        "and 128. In the figure, of the smaller batch, a method has two marks: of",
+        "balanced and of long-tailed labels. What has no mark was not run.",
+        "",
+        "## The fused path against its bars",
+        "",
+        "The bars: 1.25 times the plain gradient up to 10 classes, 1.35 at 100, 1.5 at",
+        "1000; temporaries twice those of the plain gradient (2.5 times for nets with",
+        "convolutions); compile time four times; errors 1e-5 in float32 and 1e-11 in",
+        "float64; ratio and milliseconds no larger than the best peer's. Temporaries",
+        "and compile time in this table are multiples of the plain gradient's.",
+        "**Bold**: missed.",
+        "",
+        "| net | batch | classes | labels | ratio | best peer | ms | best peer "
+        "| temporaries | compile | error, float32 | float64 |",
+        "| --- | --: | --: | --- | --: | --: | --: | --: | --: | --: | --: | --: |",
+        *map(_summary, records),
+        "",
+        "## Every method",
+    ]
+    for record in records:
+        lines += ["", *_details(record)]
+    (folder / "gradients.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    _figure(records, folder / "gradients.png")
 
 
 def machine() -> str:
@@ -172,22 +116,8 @@ def _ratios(record: dict[str, Any], name: str) -> np.ndarray:
     return ratios
 
 
-def _described(limits: dict[str, Any] | None) -> dict[str, Any]:
-    if limits is None:
-        return {}
-    return {
-        "device": limits["device"],
-        "flops": limits["flops"] / 1e12,
-        "bytes": limits["bytes"] / 1e12,
-    }
-
-
-def _summary(record: dict[str, Any], limits: dict[str, Any] | None) -> str:
-    case, methods, digits = (
-        record["case"],
-        record["methods"],
-        1 if limits is None else 3,
-    )
+def _summary(record: dict[str, Any]) -> str:
+    case, methods = record["case"], record["methods"]
     fused, plain = methods["jax: fused"], methods["jax: plain"]
     ratio = float(np.median(_ratios(record, "jax: fused")))
     time = float(np.median(fused["ms"]))
@@ -209,31 +139,19 @@ def _summary(record: dict[str, Any], limits: dict[str, Any] | None) -> str:
         bar for number, bar in _LIMITS.items() if case["num_classes"] <= number
     )
     cells = [
-        _NETS[case["net"]],
+        NETS[case["net"]],
         str(case["batch_size"]),
         str(case["num_classes"]),
         case["labels"],
         _bold(f"{ratio:.2f}", ratio > min(limit, best_ratio)),
         f"{best_ratio:.2f}" if peers else "",
-        _bold(f"{time:.{digits}f}", time > best_time),
-        f"{best_time:.{digits}f}" if peers else "",
+        _bold(f"{time:.1f}", time > best_time),
+        f"{best_time:.1f}" if peers else "",
         _bold(f"{memory:.2f}", memory > _MEMORY[case["net"] in ("mlp", "narrow")]),
         _bold(f"{compiled:.1f}", compiled > _COMPILE),
+        _bold(f"{fused['error_float32']:.0e}", fused["error_float32"] > _SINGLE),
+        _bold(f"{fused['error_float64']:.0e}", fused["error_float64"] > _DOUBLE),
     ]
-    if limits is None:
-        cells += [
-            _bold(f"{fused['error_float32']:.0e}", fused["error_float32"] > _SINGLE),
-            _bold(f"{fused['error_float64']:.0e}", fused["error_float64"] > _DOUBLE),
-        ]
-    else:
-        least = 1000 * max(
-            record["least"][name] / limits[name] for name in ("flops", "bytes")
-        )
-        cells += [f"{least / np.median(facts['ms']):.2f}" for facts in (fused, plain)]
-        cells += [
-            f"{facts['error_float32']:.0e}" if "error_float32" in facts else ""
-            for facts in (fused, plain)
-        ]
     return "| " + " | ".join(cells) + " |"
 
 
@@ -241,10 +159,10 @@ def _bold(text: str, missed: bool) -> str:
     return f"**{text}**" if missed else text
 
 
-def _details(record: dict[str, Any], digits: int) -> list[str]:
+def _details(record: dict[str, Any]) -> list[str]:
     case = record["case"]
     lines = [
-        f"### {_NETS[case['net']]}, {case['num_classes']} classes, {case['labels']}, "
+        f"### {NETS[case['net']]}, {case['num_classes']} classes, {case['labels']}, "
         f"batch {case['batch_size']}",
         "",
         f"Measured on {record['date']}.",
@@ -260,7 +178,7 @@ def _details(record: dict[str, Any], digits: int) -> list[str]:
         error = facts.get("error", facts.get("error_float32"))
         cells = [
             name,
-            f"{np.median(facts['ms']):.{digits}f}",
+            f"{np.median(facts['ms']):.1f}",
             f"{middle:.2f} ({low:.2f} to {high:.2f})",
             f"{facts['temporary_mb']:.1f}" if "temporary_mb" in facts else "",
             f"{facts['compile_s']:.1f}" if "compile_s" in facts else "",
@@ -272,7 +190,7 @@ def _details(record: dict[str, Any], digits: int) -> list[str]:
 
 def _figure(records: list[dict[str, Any]], path: Path) -> None:
     """One panel a net; ratios against the number of classes."""
-    nets = [net for net in _NETS if any(r["case"]["net"] == net for r in records)]
+    nets = [net for net in NETS if any(r["case"]["net"] == net for r in records)]
     rows, columns = -(-len(nets) // 2), min(len(nets), 2)
     figure, axes = plt.subplots(
         rows,
@@ -288,7 +206,7 @@ def _figure(records: list[dict[str, Any]], path: Path) -> None:
     handles: dict[str, Any] = {}
     for net, axis in zip(nets, axes.flat, strict=False):
         _panel(axis, [r for r in records if r["case"]["net"] == net])
-        axis.set_title(_NETS[net], fontsize=9)
+        axis.set_title(NETS[net], fontsize=9)
         handles |= dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
     figure.supylabel("time / plain gradient of the same library", fontsize=9)
     named: Any = {"handles": handles.values(), "labels": handles.keys()}

@@ -13,9 +13,7 @@ from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any
 
-_ON_CORE = "--core" in sys.argv
-if _ON_CORE:
-    os.sched_setaffinity(0, {int(sys.argv[sys.argv.index("--core") + 1])})
+os.sched_setaffinity(0, {int(sys.argv[sys.argv.index("--core") + 1])})
 
 import torch  # noqa: E402
 from torch import nn  # noqa: E402
@@ -26,14 +24,7 @@ from torchjd.autojac import backward, jac_to_grad  # noqa: E402
 
 from benchmarks.answering import answer  # noqa: E402
 
-_DEVICE = torch.device("cpu" if _ON_CORE else "cuda")
-_CALLS_SECONDS = 0 if _ON_CORE else 0.05
-"""About how long is called before the device is waited for."""
-if _ON_CORE:
-    torch.set_num_threads(1)
-else:  # as JAX multiplies
-    torch.set_float32_matmul_precision("high")
-torch.set_default_device(_DEVICE)
+torch.set_num_threads(1)
 
 Grads = list[torch.Tensor]
 Method = Callable[[nn.Module], Grads]
@@ -134,16 +125,14 @@ class Prepared:
         torch.manual_seed(0)
         self.labels = torch.tensor(request["labels"])
         self.number = request["num_classes"]
-        self.images = _laid_out(torch.randn(len(self.labels), 3, 32, 32))
+        self.images = torch.randn(len(self.labels), 3, 32, 32)
         self.members = self.labels[None, :] == torch.arange(self.number)[:, None]
-        net = _laid_out(build(request["net"], self.number))
+        net = build(request["net"], self.number)
         self.parameters = sum(p.numel() for p in net.parameters())
         self.nets: dict[str, nn.Module] = {}
         self.facts: dict[str, dict[str, Any]] = {}
         exact: Grads = []
         for name, (method, is_stack) in self._methods().items():
-            if request["methods"] and name not in request["methods"]:
-                continue
             if is_stack and not request["allows_stacks"]:
                 self.facts[name] = {"not_run": request["too_long"]}
                 continue
@@ -164,18 +153,12 @@ class Prepared:
         }
 
     def run(self, name: str) -> float:
-        """Milliseconds of a call that follows another, as in `jax_worker`."""
+        """Milliseconds of the second of two calls, as in `jax_worker`."""
         method, _ = self._methods()[name]
-        number = 1
-        for _ in range(2):
-            start = time.perf_counter()
-            for _ in range(number):
-                method(self.nets[name])
-            if not _ON_CORE:
-                torch.cuda.synchronize()
-            elapsed = (time.perf_counter() - start) / number
-            number = max(1, int(_CALLS_SECONDS / elapsed))
-        return 1000 * elapsed
+        method(self.nets[name])
+        start = time.perf_counter()
+        method(self.nets[name])
+        return 1000 * (time.perf_counter() - start)
 
     def _methods(self) -> dict[str, tuple[Method, bool]]:
         """By name; and whether all class gradients are made at once."""
@@ -244,11 +227,6 @@ class Prepared:
         gramian = engine.compute_gramian(losses)
         losses.backward(InverseNorm(of_gramian=True)(gramian))
         return _taken_grads(net)
-
-
-def _laid_out(x: Any) -> Any:
-    """With channels last on a GPU, which is how its convolutions are fastest."""
-    return x if _ON_CORE else x.to(memory_format=torch.channels_last)
 
 
 def _taken_grads(net: nn.Module) -> Grads:

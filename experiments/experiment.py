@@ -194,17 +194,6 @@ def _binary_mlp(data: str) -> Experiment:
     )
 
 
-def _deep(model: ModelConfig) -> Experiment:
-    """A deep net on automobile and truck: an accelerator has it in minutes."""
-    return Experiment(
-        name=f"automobile-truck-{model.name}",
-        search_seeds=(100,),
-        data=DATA_SETUPS["automobile-truck"],
-        model=model,
-        train=TrainConfig(steps=300, batch_size=128, measurements_per_decade=5),
-    )
-
-
 def _image_setup(name: str, *, batch_size: int, steps: int) -> Experiment:
     return Experiment(
         name=name,
@@ -250,8 +239,6 @@ SETUPS: dict[str, Experiment] = {
         train=TrainConfig(steps=300, batch_size=128, measurements_per_decade=5),
     ),
     "automobile-truck-mlp": _binary_mlp("automobile-truck"),
-    "automobile-truck-resnet18": _deep(ModelConfig(name="resnet18", stem="imagenet")),
-    "automobile-truck-vgg16": _deep(ModelConfig(name="vgg16")),
     "horse-deer-mlp": _binary_mlp("horse-deer"),
     "cifar10-multi-mlp": Experiment(
         name="cifar10-multi-mlp",

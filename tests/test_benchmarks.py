@@ -14,7 +14,7 @@ DOCS = Path(__file__).parent.parent / "docs" / "benchmarks"
 
 def test_the_table_is_made_from_the_results(tmp_path: Path) -> None:
     results = json.loads((DOCS / "gradients.json").read_text(encoding="utf-8"))
-    draw(results, tmp_path / "gradients.json")
+    draw(results, tmp_path)
     table = (tmp_path / "gradients.md").read_text(encoding="utf-8")
     assert table == (DOCS / "gradients.md").read_text(encoding="utf-8")
     assert (tmp_path / "gradients.png").stat().st_size > 10_000

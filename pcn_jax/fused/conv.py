@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from pcn_jax.precision import at_least_float32, full_precision, sum_dtype
+from pcn_jax.precision import at_least_float32, full_dot, sum_dtype
 
 
 def kernel_gradient(
@@ -78,8 +78,10 @@ def patch_products(
     x, y = (_positions_last(z, numbers.lhs_spec) for z in (x, y))
     positions = math.prod(out)
     if of_patches_is_less(x.shape[2:], window, out):
-        return _products(*(_patches(z, window, out, params) for z in (x, y)))
-    products = _products(*(z.reshape(z.shape[0], -1) for z in (x, y)))
+        x, y = (_patches(z, window, out, params) for z in (x, y))
+        return full_dot(x, y, contracted=(0, 0))
+    flat_x, flat_y = (z.reshape(z.shape[0], -1) for z in (x, y))
+    products = full_dot(flat_x, flat_y, contracted=(0, 0))
     products = products.reshape(*x.shape[1:], *y.shape[1:])
     none, inner = (0, 0, 0), _padding(params)
     zero = jnp.zeros((), products.dtype)
@@ -99,16 +101,6 @@ def of_patches_is_less(
 ) -> bool:
     """Whether `patch_products` takes products of patches, not of positions."""
     return math.prod(window) * math.prod(out) ** 2 <= math.prod(positions) ** 2
-
-
-def _products(x: jax.Array, y: jax.Array) -> jax.Array:
-    return lax.dot_general(
-        x,
-        y,
-        (((0,), (0,)), ((), ())),
-        precision=full_precision(x.dtype),
-        preferred_element_type=sum_dtype(x.dtype),
-    )
 
 
 def _positions_last(x: jax.Array, spec: Sequence[int]) -> jax.Array:

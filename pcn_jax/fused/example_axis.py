@@ -380,15 +380,15 @@ ELEMENTWISE = frozenset(
     abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e
     cbrt ceil clamp clz convert_element_type copy copy_p cos cosh digamma div eq erf
     erf_inv erfc exp exp2 expm1 floor ge gt integer_pow is_finite le lgamma log
-    log1p logistic lt max min mul name ne neg nextafter not or pow reduce_precision
-    rem round rsqrt select_n shift_left shift_right_arithmetic shift_right_logical
-    sign sin sinh sqrt square stop_gradient sub tan tanh xor
+    log1p log2 logistic lt max min mul name ne neg nextafter not one_minus_square or
+    pow reduce_precision rem round rsqrt select_n shift_left shift_right_arithmetic
+    shift_right_logical sign sin sinh sqrt square stop_gradient sub tan tanh xor
     """.split()  # noqa: SIM905
 )
 """Primitives whose operands have the shape of the result, ones, or no axes."""
 
 _RULES: dict[str, Rule] = {
-    **dict.fromkeys(ELEMENTWISE, _elementwise),
+    **dict.fromkeys([*ELEMENTWISE, "polynomial"], _elementwise),
     **dict.fromkeys(
         ["cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp", "split", "top_k"],
         _along("axis"),

@@ -30,9 +30,8 @@ from pcn_jax.fused.sites import (
     weight_gradients,
 )
 from pcn_jax.fused.tracing import Traced, pull_back_to_params, tap
-from pcn_jax.precision import at_least_float32
+from pcn_jax.precision import at_least_float32, full_dot
 
-_HIGHEST = jax.lax.Precision.HIGHEST
 _MANY_NUMBERS = 2**17
 """Up to so many, the rows of small parameters are cheaper than their pairs."""
 _LARGE = 200
@@ -241,7 +240,7 @@ def _gramian(
 ) -> tuple[jax.Array, jax.Array]:
     """Inner products of all rows `[R, R]`, and the same lengths `[R]`."""
     lengths = jnp.zeros(layout.num_rows, weights.dtype)
-    parts = [jnp.matmul(x, x.T, precision=_HIGHEST) for x in matrices]
+    parts = [full_dot(x, x, contracted=(1, 1)) for x in matrices]
     if sources:
         gramian, lengths = pairs.pair_gramian(sources, weights, layout)
         parts.append(gramian)
@@ -268,4 +267,5 @@ def _side_by_side(arrays: Iterable[jax.Array]) -> list[jax.Array]:
 
 
 def _weighted_sum(weights: jax.Array, x: jax.Array) -> jax.Array:
-    return jnp.tensordot(weights.astype(x.dtype), x, 1, precision=_HIGHEST)
+    highest = jax.lax.Precision.HIGHEST
+    return jnp.tensordot(weights.astype(x.dtype), x, 1, precision=highest)

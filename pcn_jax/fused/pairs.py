@@ -22,7 +22,7 @@ from jax import lax
 from pcn_jax.fused.class_layout import ClassLayout
 from pcn_jax.fused.conv import patch_products
 from pcn_jax.fused.sites import Site, Taps, take_examples
-from pcn_jax.precision import full_precision, sum_dtype
+from pcn_jax.precision import full_dot
 
 
 class PairSource(NamedTuple):
@@ -141,7 +141,7 @@ def _squares_of_one_block(
     within = _of_one_class(products, layout.rows, layout.rows)
     of_examples = jnp.stack([within, jnp.diagonal(products)])
     members = layout.members.astype(products.dtype)
-    squares, lengths = _matmul(of_examples, members.T)
+    squares, lengths = full_dot(of_examples, members.T)
     return squares, lengths
 
 
@@ -151,9 +151,9 @@ def pair_gramian(
     """Inner products `[R, R]` of all rows, and the second result of `pair_squares`."""
     pairs = _all_pairs(sources, weights, layout)
     members = layout.members.astype(pairs.dtype)
-    by_row = _matmul(members, pairs)
-    gramian = _matmul(by_row, members.T)
-    return gramian, _matmul(members, jnp.diagonal(pairs))
+    by_row = full_dot(members, pairs)
+    gramian = full_dot(by_row, members.T)
+    return gramian, full_dot(members, jnp.diagonal(pairs))
 
 
 def _all_pairs(
@@ -230,14 +230,4 @@ def _over_tokens(products: jax.Array, tokens: int) -> jax.Array:
 
 
 def _row_products(x: jax.Array, y: jax.Array) -> jax.Array:
-    return lax.dot_general(
-        x,
-        y,
-        (((1,), (1,)), ((), ())),
-        precision=full_precision(x.dtype),
-        preferred_element_type=sum_dtype(x.dtype),
-    )
-
-
-def _matmul(x: jax.Array, y: jax.Array) -> jax.Array:
-    return jnp.matmul(x, y, precision=full_precision(x.dtype))
+    return full_dot(x, y, contracted=(1, 1))

@@ -17,7 +17,7 @@ from pcn_jax.fused.sites import (
     summed_gradients,
     take_examples,
 )
-from pcn_jax.precision import at_least_float32, full_precision
+from pcn_jax.precision import at_least_float32, full_dot
 
 
 def sum_rows(
@@ -91,8 +91,7 @@ def sum_by_row(
 ) -> jax.Array:
     """Sums gradients of examples `[B, ...]` over each row, `[R, ...]`."""
     members = jnp.where(layout.members, weights[None, :], 0).astype(of_examples.dtype)
-    precision = full_precision(members.dtype)
-    return jnp.tensordot(members, of_examples, 1, precision=precision)
+    return full_dot(members, of_examples)
 
 
 def _chunk_gradient(

@@ -1,0 +1,294 @@
+"""Measures what a balanced gradient costs on an accelerator, and by which way.
+
+    python -m benchmarks.accelerator          # minutes, most of them of compiling
+    python -m benchmarks.accelerator --draw   # only the table
+
+A method is a step in a compiled loop, as it is in training: a call would measure how
+fast Python tells the device what to do. Beside what the fused path chooses, each way to
+the norms that it could take at matrices and convolutions is forced once: the choice in
+`pcn_jax.fused.plan` rests on these times.
+"""
+
+import concurrent.futures
+import datetime
+import functools
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest import mock
+
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from tqdm.auto import tqdm
+
+import pcn_jax
+from benchmarks.accelerator_report import page
+from benchmarks.cases import Case, Net, build, least, losses
+from experiments.study import commit
+from pcn_jax.fused import gradients
+from pcn_jax.fused.plan import Choice, choose
+from pcn_jax.fused.sites import Site
+
+_LOOP_SECONDS = 0.03
+"""About how long the steps of a loop take together."""
+_MANY_TOKENS = 64
+"""Inner products of all positions of two images are too many beyond."""
+
+Method = Callable[..., tuple[Any, Any]]
+"""From parameters, images and labels to a value and a gradient."""
+Choose = Callable[..., Choice]
+
+
+def _forced(way: Callable[[Site, int], Choice | None]) -> Choose:
+    """Takes a way wherever it can be taken, and else what is chosen."""
+
+    def chosen(site: Site, num_rows: int, **options: Any) -> Choice:
+        forced = way(site, num_rows) if site.kind in ("dense", "conv") else None
+        return forced or choose(site, num_rows, **options)
+
+    return chosen
+
+
+WAYS: dict[str, Choose] = {
+    "each": _forced(lambda site, _: Choice("rows", site.size)),
+    "groups": _forced(lambda site, n: Choice("rows", max(1, site.size // (2 * n)))),
+    "masked": _forced(
+        lambda site, _: Choice("masked") if site.kind == "conv" else None
+    ),
+    "pairs": _forced(
+        lambda site, _: Choice("pairs") if site.tokens <= _MANY_TOKENS else None
+    ),
+}
+"""Ways to the norms: the gradients of all examples side by side; those of groups of
+examples one after the other; those of classes, each of a masked batch, at convolutions;
+or inner products of pairs of examples."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """What is measured."""
+
+    nets: tuple[Net, ...] = ("mlp", "narrow", "cnn", "wide", "resnet18")
+    """Networks."""
+
+    classes: tuple[int, ...] = (2, 10, 100)
+    """Numbers of classes."""
+
+    ways: bool = True
+    """Whether each way is forced, too."""
+
+    repeats: int = 5
+    """Rounds, in which the methods of a case take turns."""
+
+    draw: bool = False
+    """Whether nothing is measured, and only the table is made."""
+
+    folder: Path = Path("docs/benchmarks")
+    """Where the results are written."""
+
+
+class Program(NamedTuple):
+    """A compiled method.
+
+    Attributes:
+      run: The steps; see `in_a_loop`.
+      given: Parameters, images and labels.
+      facts: What is known of it.
+    """
+
+    run: Any
+    given: tuple[Any, jax.Array, jax.Array]
+    facts: dict[str, Any]
+
+    def seconds(self, number: int) -> float:
+        """How long so many steps take."""
+        start = time.perf_counter()
+        results = self.run(*self.given, jnp.int32(number), jnp.float32(0))
+        for result in jax.tree.leaves(results):
+            result.block_until_ready()
+        return time.perf_counter() - start
+
+
+def main() -> None:
+    """Reads the command line, measures and writes."""
+    config = tyro.cli(Config, description=__doc__)
+    path = config.folder / "accelerator.json"
+    if not config.draw:
+        if jax.default_backend() == "cpu":
+            raise SystemExit(
+                "There is no accelerator. On CPU: python -m benchmarks.gradients"
+            )
+        _measure_all(config, path)
+    if not path.exists():
+        raise SystemExit(f"There is nothing to draw: {path} does not exist yet.")
+    results = json.loads(path.read_text(encoding="utf-8"))
+    path.with_suffix(".md").write_text(page(results), encoding="utf-8")
+    print(path.with_suffix(".md"))
+
+
+def in_a_loop(method: Method) -> Callable[..., tuple[Any, Any]]:
+    """Steps of gradient descent, of which nothing can be left out of the loop.
+
+    All of a step depends on the step before, by a rate of which only we know that it
+    is 0.
+
+    Args:
+      method: Whose gradient is followed.
+
+    Returns:
+      A function of parameters, images, labels, the number of steps and the rate, that
+      returns the parameters and the last gradient.
+    """
+
+    def steps(
+        params: Any, images: Any, labels: Any, number: Any, rate: Any
+    ) -> tuple[Any, Any]:
+        def step(_: Any, carry: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
+            params, one, _ = carry
+            shift = (one - 1).astype(labels.dtype)
+            _, gradient = method(params, images * one, labels + shift)
+            moved = jax.tree.map(lambda p, g: p - rate * g, params, gradient)
+            some = jax.tree.leaves(gradient)[0].reshape(-1)[0]
+            return moved, one + rate * some, gradient
+
+        carry = params, jnp.float32(1), jax.tree.map(jnp.zeros_like, params)
+        params, _, gradient = jax.lax.fori_loop(0, number, step, carry)
+        return params, gradient
+
+    return steps
+
+
+def _measure_all(config: Config, path: Path) -> None:
+    results: dict[str, Any] = {
+        "device": jax.devices()[0].device_kind,
+        "limits": _limits(),
+        "versions": {"jax": jax.__version__, "flax": flax.__version__},
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "commit": commit(),
+        "note": "",
+        "cases": {},
+    }
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        compiled = {
+            case: {
+                name: pool.submit(_compile, *lowered)
+                for name, lowered in _lowered(case, config).items()
+            }
+            for case in _cases(config)
+        }
+        programs = {
+            case: {name: program.result() for name, program in methods.items()}
+            for case, methods in compiled.items()
+        }
+    for case, methods in tqdm(programs.items(), unit="case"):
+        _take_turns(methods, config.repeats)
+        results["cases"][case.name] = {
+            "case": case._asdict(),
+            "least": least(case),
+            "methods": {name: program.facts for name, program in methods.items()},
+        }
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+
+
+def _cases(config: Config) -> Iterator[Case]:
+    """Long-tailed batches: what is compiled does not know its labels."""
+    sizes = {"mlp": [128, 1024], "resnet18": [64]}
+    for net in config.nets:
+        for size in sizes.get(net, [128]):
+            for number in config.classes:
+                yield Case(net, number, size, "long-tailed")
+
+
+def _lowered(case: Case, config: Config) -> dict[str, tuple[Any, ...]]:
+    """Each method, traced: with the net and the batch of a case."""
+    model = build(case.net, case.num_classes)
+    images = np.random.RandomState(0).normal(size=(case.batch_size, 32, 32, 3))
+    given: Any = (jnp.asarray(images, jnp.float32), jnp.asarray(case.classes))
+    given = jax.jit(model.init)(jax.random.key(0), given[0][:1])["params"], *given
+    loss = functools.partial(losses, model)
+
+    def mean_loss(*given: Any) -> jax.Array:
+        return loss(*given).mean()
+
+    def lower(method: Method, chosen: Choose) -> tuple[Any, ...]:
+        ways: list[str] = []
+
+        def noted(site: Site, *args: Any, **options: Any) -> Choice:
+            choice = chosen(site, *args, **options)
+            if site.kind in ("dense", "conv"):
+                ways.append(f"{site.kind} {site.param_shape}: {choice}")
+            return choice
+
+        with mock.patch.object(gradients, "choose", noted):
+            more = jnp.int32(1), jnp.float32(0)
+            program = jax.jit(in_a_loop(method)).lower(*given, *more)
+        return program, given, ways
+
+    fused = pcn_jax.pcn_value_and_grad(loss, case.num_classes, path="fused")
+    lowered = {"plain": lower(jax.value_and_grad(mean_loss), choose)}
+    lowered["fused"] = lower(fused, choose)
+    if config.ways:
+        lowered |= {name: lower(fused, way) for name, way in WAYS.items()}
+    if case.allows_stacks:
+        masked = pcn_jax.pcn_value_and_grad(loss, case.num_classes, path="masked")
+        lowered["textbook"] = lower(masked, choose)
+    return lowered
+
+
+def _compile(program: Any, given: Any, ways: list[str]) -> Program:
+    start = time.perf_counter()
+    compiled = program.compile()
+    facts = {
+        "compile_s": round(time.perf_counter() - start, 1),
+        "temporary_mb": compiled.memory_analysis().temp_size_in_bytes / 1e6,
+        "ways": ways,
+    }
+    return Program(compiled, given, facts)
+
+
+def _take_turns(methods: dict[str, Program], repeats: int) -> None:
+    """Fills in the milliseconds of a step, one number a round."""
+    numbers = {}
+    for name, program in methods.items():
+        program.facts["ms"] = []
+        program.seconds(1)
+        once = program.seconds(2) / 2
+        numbers[name] = max(2, min(400, int(_LOOP_SECONDS / once)))
+    for _ in range(repeats):
+        for name, program in methods.items():
+            elapsed = program.seconds(numbers[name]) / numbers[name]
+            program.facts["ms"].append(round(1000 * elapsed, 4))
+
+
+def _limits() -> dict[str, float]:
+    """What the device reaches a second in large products of matrices and copies."""
+    matrix, numbers = (
+        jax.random.normal(jax.random.key(0), (8192, 8192)),
+        jnp.ones(2**28),
+    )
+
+    def seconds(step: Callable[[jax.Array], jax.Array], x: jax.Array) -> float:
+        def repeated(x: jax.Array) -> Any:
+            return jax.lax.fori_loop(0, 20, lambda _, x: step(x), x)
+
+        repeat: Any = jax.jit(repeated)
+        repeat(x).block_until_ready()
+        start = time.perf_counter()
+        repeat(x).block_until_ready()
+        return (time.perf_counter() - start) / 20
+
+    return {
+        "flops": 2 * 8192**3 / seconds(lambda x: (x @ matrix) * 0.01, matrix),
+        "bytes": 2 * numbers.nbytes / seconds(lambda x: x + 1, numbers),
+    }
+
+
+if __name__ == "__main__":
+    main()
