@@ -30,7 +30,6 @@ from tqdm.auto import tqdm
 import pcn_jax
 from benchmarks.accelerator_report import page
 from benchmarks.cases import Case, Net, build, least, losses
-from experiments.study import commit
 from pcn_jax.fused import gradients
 from pcn_jax.fused.plan import Choice, choose
 from pcn_jax.fused.sites import Site
@@ -170,7 +169,6 @@ def _measure_all(config: Config, path: Path) -> None:
         "limits": _limits(),
         "versions": {"jax": jax.__version__, "flax": flax.__version__},
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "commit": commit(),
         "note": "",
         "cases": {},
     }
@@ -178,7 +176,7 @@ def _measure_all(config: Config, path: Path) -> None:
         compiled = {
             case: {
                 name: pool.submit(_compile, *lowered)
-                for name, lowered in _lowered(case, config).items()
+                for name, lowered in lower_all(case, ways=config.ways).items()
             }
             for case in _cases(config)
         }
@@ -206,8 +204,16 @@ def _cases(config: Config) -> Iterator[Case]:
                 yield Case(net, number, size, "long-tailed")
 
 
-def _lowered(case: Case, config: Config) -> dict[str, tuple[Any, ...]]:
-    """Each method, traced: with the net and the batch of a case."""
+def lower_all(case: Case, *, ways: bool) -> dict[str, tuple[Any, ...]]:
+    """Traces each method.
+
+    Args:
+      case: The net and the batch.
+      ways: Whether each way is forced, too.
+
+    Returns:
+      By name: the lowered program, what it is given, and the ways that it takes.
+    """
     model = build(case.net, case.num_classes)
     images = np.random.RandomState(0).normal(size=(case.batch_size, 32, 32, 3))
     given: Any = (jnp.asarray(images, jnp.float32), jnp.asarray(case.classes))
@@ -218,23 +224,23 @@ def _lowered(case: Case, config: Config) -> dict[str, tuple[Any, ...]]:
         return loss(*given).mean()
 
     def lower(method: Method, chosen: Choose) -> tuple[Any, ...]:
-        ways: list[str] = []
+        taken: list[str] = []
 
         def noted(site: Site, *args: Any, **options: Any) -> Choice:
             choice = chosen(site, *args, **options)
             if site.kind in ("dense", "conv"):
-                ways.append(f"{site.kind} {site.param_shape}: {choice}")
+                taken.append(f"{site.kind} {site.param_shape}: {choice}")
             return choice
 
         with mock.patch.object(gradients, "choose", noted):
             more = jnp.int32(1), jnp.float32(0)
             program = jax.jit(in_a_loop(method)).lower(*given, *more)
-        return program, given, ways
+        return program, given, taken
 
     fused = pcn_jax.pcn_value_and_grad(loss, case.num_classes, path="fused")
     lowered = {"plain": lower(jax.value_and_grad(mean_loss), choose)}
     lowered["fused"] = lower(fused, choose)
-    if config.ways:
+    if ways:
         lowered |= {name: lower(fused, way) for name, way in WAYS.items()}
     if case.allows_stacks:
         masked = pcn_jax.pcn_value_and_grad(loss, case.num_classes, path="masked")

@@ -12,8 +12,8 @@ _FORCED = ("fused", "each", "groups", "masked", "pairs", "textbook")
 _PAGE = """\
 # What a balanced gradient costs on an accelerator
 
-`python -m benchmarks.accelerator`, {date}, at {commit}, one {device}, \
-{described}. {note}
+`python -m benchmarks.accelerator`, {date}, one {device}, {described}.
+{note}
 
 Each method was a step in a compiled loop, in turn with the others, five rounds;
 milliseconds are medians. *Plain* is the gradient of the mean loss, *fused*

@@ -2,11 +2,18 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
-from benchmarks.cases import Case, cases
+import pcn_jax
+from benchmarks import accelerator
+from benchmarks.accelerator_report import page
+from benchmarks.cases import Case, cases, least
 from benchmarks.report import draw
 
 DOCS = Path(__file__).parent.parent / "docs" / "benchmarks"
@@ -37,3 +44,44 @@ def test_the_labels_of_a_case(labels: str) -> None:
     else:
         assert counts[0] > 350
         assert 0 < counts[-1] < 20
+
+
+class TestAccelerator:
+    """What runs on an accelerator, as far as a CPU can tell."""
+
+    def test_the_page_is_made_from_the_results(self) -> None:
+        results = json.loads((DOCS / "accelerator.json").read_text(encoding="utf-8"))
+        written = (DOCS / "accelerator.md").read_text(encoding="utf-8")
+        assert page(results) == written
+
+    def test_a_loop_repeats_the_step_that_it_is_given(self) -> None:
+        def loss(w: jax.Array, x: jax.Array, y: jax.Array) -> Any:
+            return optax.softmax_cross_entropy_with_integer_labels(x @ w, y)
+
+        method = pcn_jax.pcn_value_and_grad(loss, 3)
+        given = jnp.ones((4, 3)), jnp.arange(20.0).reshape(5, 4), jnp.arange(5) % 3
+        run = jax.jit(accelerator.in_a_loop(method))
+        unmoved, gradient = run(*given, 3, 0.0)
+        np.testing.assert_array_equal(unmoved, given[0])
+        np.testing.assert_allclose(gradient, method(*given)[1], rtol=1e-5)
+        moved, _ = run(*given, 1, 0.5)
+        np.testing.assert_allclose(moved, given[0] - 0.5 * gradient, rtol=1e-5)
+
+    def test_ways_are_forced_where_they_can_be_taken(self) -> None:
+        case = Case("cnn", 2, 4, "long-tailed")
+        lowered = accelerator.lower_all(case, ways=True)
+        taken = {name: "; ".join(ways) for name, (_, _, ways) in lowered.items()}
+        assert set(taken) == {"plain", "fused", *accelerator.WAYS, "textbook"}
+        assert taken["plain"] == taken["textbook"] == ""
+        assert taken["each"].count("rows, 4 at once") == 3
+        assert taken["masked"].count("masked") == 2  # convolutions only
+        assert "pairs" in taken["pairs"]
+
+    def test_what_a_gradient_needs(self) -> None:
+        """A dense layer multiplies and adds as often forwards as for its weights."""
+        found = least(Case("narrow", 2, 64, "balanced"))
+        weights = [3072 * 32, 32 * 32, 32 * 2]
+        flops = 2 * 64 * (3 * sum(weights) - weights[0])
+        assert flops < found["flops"] < 1.02 * flops
+        parameters = sum(weights) + 32 + 32 + 2
+        assert found["bytes"] == 4 * (2 * parameters + 64 * 3072 + 64)
