@@ -85,10 +85,7 @@ class Problem:
           ValueError: If the model does not return one logit a class.
         """
         example = self._normalised(self.splits["train"].inputs[:1])
-        init = self.model.init_with_output
-        if self.loop == "scan":  # elsewhere than on CPU each operation is compiled
-            init = jax.jit(init)
-        logits, given = init(key, example)
+        logits, given = self._init_with_output(key, example)
         if logits.shape != (1, self.num_classes):
             raise ValueError(
                 f"The data have {self.num_classes} classes, so the model must return "
@@ -96,6 +93,12 @@ class Problem:
             )
         variables: ModelState = dict(given)
         return variables.pop("params"), variables
+
+    @functools.cached_property
+    def _init_with_output(self) -> Callable[..., Any]:
+        """The model's own; compiled where else each operation would be, by itself."""
+        init: Callable[..., Any] = self.model.init_with_output
+        return jax.jit(init) if self.loop == "scan" else init
 
     @functools.cached_property
     def has_state(self) -> bool:
