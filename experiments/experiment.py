@@ -1,5 +1,6 @@
 """What a run of the command line is: a set-up, the algorithms and the seeds."""
 
+import dataclasses
 import functools
 import json
 from dataclasses import dataclass
@@ -182,14 +183,17 @@ def _groups_of_labels(
     )
 
 
-def _binary_mlp(data: str) -> Experiment:
+def _mlp(data: str, *, batch_size: int, steps: int) -> Experiment:
     return Experiment(
         name=f"{data}-mlp",
         search_seeds=(100,),
         data=DATA_SETUPS[data],
         model=ModelConfig(name="mlp", features=(32, 32)),
         train=TrainConfig(
-            steps=1000, batch_size=128, reference_every=10, measurements_per_decade=6
+            steps=steps,
+            batch_size=batch_size,
+            reference_every=10,
+            measurements_per_decade=6,
         ),
     )
 
@@ -238,17 +242,12 @@ SETUPS: dict[str, Experiment] = {
         model=ModelConfig(name="cnn"),
         train=TrainConfig(steps=300, batch_size=128, measurements_per_decade=5),
     ),
-    "automobile-truck-mlp": _binary_mlp("automobile-truck"),
-    "horse-deer-mlp": _binary_mlp("horse-deer"),
-    "cifar10-multi-mlp": Experiment(
-        name="cifar10-multi-mlp",
-        search_seeds=(100,),
-        data=DATA_SETUPS["cifar10-multi"],
-        model=ModelConfig(name="mlp", features=(32, 32)),
-        train=TrainConfig(
-            steps=500, batch_size=500, reference_every=10, measurements_per_decade=6
-        ),
-        target_recall=0.2,
+    "automobile-truck-mlp": _mlp("automobile-truck", batch_size=128, steps=1000),
+    "horse-deer-mlp": _mlp("horse-deer", batch_size=128, steps=1000),
+    "animals-vehicles-mlp": _mlp("animals-vehicles", batch_size=1000, steps=500),
+    "cifar10-five-mlp": _mlp("cifar10-five", batch_size=500, steps=500),
+    "cifar10-multi-mlp": dataclasses.replace(
+        _mlp("cifar10-multi", batch_size=500, steps=500), target_recall=0.2
     ),
     "animals-vehicles": _image_setup("animals-vehicles", batch_size=1000, steps=2000),
     "automobile-truck": _image_setup("automobile-truck", batch_size=128, steps=2000),

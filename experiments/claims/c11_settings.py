@@ -190,7 +190,13 @@ def variants(setup: str, size: Size) -> list[Variant]:
     settings = [*everywhere, *CLIPS, *ALIGNMENTS, *FLOORS, *DECAYS]
     return {
         "automobile-truck-mlp": [*settings, *CLASS_MOMENTUM, *BEHIND],
-        "cifar10-multi-mlp": [*everywhere, ALIGNMENTS[0], FLOORS[-1], DECAYS[-1]],
+        "cifar10-multi-mlp": [
+            *everywhere,
+            ALIGNMENTS[0],
+            FLOORS[-1],
+            DECAYS[-1],
+            *BEHIND,
+        ],
         "digits-halves": settings,
         "digits-lt": [*settings, *CLASS_MOMENTUM, *BEHIND],
     }.get(setup, everywhere)
