@@ -98,10 +98,9 @@ recall is the mean of the recalls of the classes.
 _NOT_RUN = """## Not run
 
 - VGG16 and ResNet18, which want an accelerator; the ResNet of C8 saw digits only.
-- The other set-ups of the paper: animals against vehicles, five classes, CIFAR-100;
-  horse against deer was run for C11 alone.
-- Momentum and Adam on ten classes of CIFAR-10.
-- GD, PCNGD and PCNSGD+R on the CNN and the ResNet.
+- CIFAR-100; animals against vehicles and five classes but in C8, horse against deer
+  but in C8 and C11.
+- GD, PCNGD and PCNSGD+R on the CNN, the ResNet and the set-ups just named.
 - The two halves of a class against all pairs of its examples in training: their spread
   is in the figure of C10.
 - Several seeds in the search of learning rates on CIFAR-10: it had one.

@@ -48,9 +48,8 @@ Alignment is the least part of the noisy norm that is taken for the true one
 (`min_alignment`). With p averaged, the norm is that of the batch and only its
 alignment an average over steps (`average`). Norm is the largest that clipping leaves
 (`max_norm`), 1 unless said otherwise. The nets are those of C8. In the figure the
-grey line is PCNSGD+O+clip, and what was not run has no dot. Not run: momentum and
-Adam on ten classes of CIFAR-10; other settings of the smoothed norm on CNN and
-ResNet; PCNSGD+R."""
+grey line is PCNSGD+O+clip, and what was not run has no dot. Not run: other settings
+of the smoothed norm on CNN and ResNet; PCNSGD+R."""
 
 
 class Variant(NamedTuple):

@@ -51,20 +51,30 @@ def minority_recall(study: Study, title: str = "test recall of the minority") ->
     )
 
 
+_IN_A_ROW = 3
+
+
 def draw_panels(panels: Sequence[Panel]) -> Figure:
-    """Plots beside each other: the mean over seeds, and from least to largest.
+    """Plots, three in a row: the mean over seeds, and from least to largest.
 
     Args:
-      panels: The plots, from left to right.
+      panels: The plots, from left to right and from top to bottom.
 
     Returns:
       The figure.
     """
     with plt.style.context(STYLE):
+        in_a_row = min(len(panels), _IN_A_ROW)
+        rows = -(-len(panels) // in_a_row)
         figure, axes = plt.subplots(
-            1, len(panels), figsize=(3.1 * len(panels) + 1.2, 2.6), squeeze=False
+            rows,
+            in_a_row,
+            figsize=(3.1 * in_a_row + 1.2, 2.6 * rows),
+            squeeze=False,
         )
-        for axis, panel in zip(axes[0], panels, strict=True):
+        for axis in axes.flat[len(panels) :]:
+            axis.axis("off")
+        for axis, panel in zip(axes.flat, panels, strict=False):
             for algorithm, values in panel.values.items():
                 band(axis, panel.steps, values, algorithm)
             log_steps(axis, panel.steps)
@@ -74,7 +84,7 @@ def draw_panels(panels: Sequence[Panel]) -> Figure:
                 axis.set_ylim(*panel.limits)
         handles = {
             label: handle
-            for axis in axes[0]
+            for axis in axes.flat
             for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
         }
         figure.legend(handles.values(), handles.keys(), loc="outside right upper")
