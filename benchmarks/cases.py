@@ -1,6 +1,7 @@
 """The nets, the batches and the loss that are measured."""
 
 import functools
+import math
 from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
@@ -129,8 +130,9 @@ def least(case: Case) -> dict[str, float]:
       case: The case.
 
     Returns:
-      `flops`, its multiplications and additions, and `bytes` of images, labels and
-      parameters on their way in and of the gradient on its way out.
+      `flops`, its multiplications and additions, NaN where JAX cannot tell, and
+      `bytes` of images, labels and parameters on their way in and of the gradient on
+      its way out.
     """
     model, cpu = build(case.net, case.num_classes), jax.devices("cpu")[0]
     images, labels = jax.eval_shape(
@@ -146,7 +148,7 @@ def least(case: Case) -> dict[str, float]:
         cost: Any = gradient.lower(params, images, labels).cost_analysis()
     arrays = jax.tree.leaves((params, params, images, labels))
     return {
-        "flops": float(cost["flops"]),
+        "flops": float(cost["flops"]) if cost else math.nan,
         "bytes": float(sum(x.size * x.dtype.itemsize for x in arrays)),
     }
 
