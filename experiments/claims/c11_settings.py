@@ -29,6 +29,8 @@ SETUPS_OF: dict[Size, tuple[str, ...]] = {
     "full": (
         "automobile-truck-mlp",
         "horse-deer-mlp",
+        "animals-vehicles-mlp",
+        "cifar10-five-mlp",
         "cifar10-multi-mlp",
         "digits-halves",
         "digits-lt",
