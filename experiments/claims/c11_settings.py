@@ -324,7 +324,7 @@ def _label(label: str, algorithm: AlgorithmName) -> str:
 
 def _draw(studies: Mapping[str, _Runs]) -> Figure:
     keys = list(dict.fromkeys(key for runs in studies.values() for key in runs))
-    in_a_row = min(len(studies), 4)
+    in_a_row = min(len(studies), 5)
     rows = -(-len(studies) // in_a_row)
     with plt.style.context(STYLE):
         figure, axes = plt.subplots(
