@@ -252,7 +252,7 @@ def inverse_smoothed_norm(
         ‖G‖_smoothed = max(p, min_alignment) ‖G‖,    p = √(EMA⟨G_a, G_b⟩ / EMA‖G‖²)
 
     which is PCNSGD+R with `p` from the batches alone, and a floor. In our runs it is
-    as near the best on average, sooner on a ResNet and later elsewhere (RESULTS.md, C11).
+    as near the best on average (RESULTS.md, C11).
 
     What `pcn_jax.scale_by_smoothed_class_norm` does in a chain.
 
