@@ -82,8 +82,8 @@ are CIFAR-10 with each class 0.6 times the one before, 5,000 to 50, in batches o
 for 500 steps (animals-vehicles and cifar10-five: see C8). The net is an MLP with two
 layers of 32. PCNSGD+R takes fresh gradients of all data every 10 steps. Set-ups called
 digits are of scikit-learn's handwritten digits: *lt* of ten classes, 120 to 2 examples,
-*halves* of 0 to 4 against 5 to 9, 300 to 15. The minority is the rarer class of two, and
-the rarest third of more; macro recall is the mean of the recalls of the classes.
+*halves* of 0 to 4 against 5 to 9, 300 to 15. The minority is the rarer class of two,
+and the rarest third of more; macro recall is the mean of the recalls of the classes.
 
 | name | batches have | the mean gradient of each class is multiplied by |
 | --- | --- | --- |
