@@ -63,7 +63,7 @@ class TestAccelerator:
         run = jax.jit(accelerator.in_a_loop(method))
         unmoved, gradient = run(*given, 3, 0.0)
         np.testing.assert_array_equal(unmoved, given[0])
-        np.testing.assert_allclose(gradient, method(*given)[1], rtol=1e-5)
+        np.testing.assert_allclose(gradient, jax.jit(method)(*given)[1], rtol=1e-5)
         moved, _ = run(*given, 1, 0.5)
         np.testing.assert_allclose(moved, given[0] - 0.5 * gradient, rtol=1e-5)
 

@@ -37,7 +37,7 @@ def assert_as_by_class_gradients(script: Any, value: Any, *given: Any) -> None:
     """The step went along the sum of the normalised class gradients."""
     has_aux = value.aux is not None
     per_class = pcn_jax.per_class_value_and_grad(script.loss_fn, 10, has_aux=has_aux)
-    expected, grads = per_class(*given)
+    expected, grads = jax.jit(per_class)(*given)
     chex.assert_trees_all_close(value.losses, expected.losses, rtol=1e-5)
     norms = pcn_jax.class_norms(grads)
     chex.assert_trees_all_close(value.norms, norms, rtol=1e-4)

@@ -5,6 +5,7 @@ import functools
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -81,8 +82,22 @@ def test_endings_are_those_of_the_curves_and_are_kept(
         measured(["sgd"], [0.3])
 
 
-@pytest.mark.usefixtures("standard_promotion")
-def test_endings_of_one_algorithm_outlive_another(folder: Path) -> None:
+def test_endings_of_one_algorithm_outlive_another(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def make_train(*_: Any) -> Any:
+        """What is kept does not depend on what was learned."""
+
+        def train(seed: int, on_record: Any) -> None:
+            for step in range(3):
+                loss, recall = [1.0, 0.5 / (1 + step)], [0.5, 0.1 * seed]
+                on_record(
+                    {"step": step, "train": {"loss": loss}, "test": {"recall": recall}}
+                )
+
+        return train
+
+    monkeypatch.setattr(endings, "make_train", make_train)
     measured = functools.partial(endings.measure_endings, size="fast")
     setup = short()
     measured(setup, algorithms=["sgd", "pcnsgd+clip"], learning_rates=[0.1])
