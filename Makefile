@@ -18,7 +18,7 @@ types: $(VENV)/installed
 	$(BIN)/mypy
 
 unit: $(VENV)/installed
-	$(BIN)/pytest --numprocesses 2 --cov --cov-report term
+	$(BIN)/pytest --numprocesses 2 --dist worksteal --cov --cov-report term
 
 # The algorithms share programs, such as those that measure: each is compiled once.
 effects: export JAX_COMPILATION_CACHE_DIR = $(CURDIR)/runs/compiled
