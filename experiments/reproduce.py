@@ -98,8 +98,8 @@ and the rarest third of more; macro recall is the mean of the recalls of the cla
 _NOT_RUN = """## Not run
 
 - VGG16 and ResNet18, which want an accelerator; the ResNet of C8 saw digits only.
-- CIFAR-100; animals against vehicles and five classes but in C8, horse against deer
-  but in C8 and C11.
+- CIFAR-100; animals against vehicles, horse against deer and five classes but in C8
+  and C11.
 - GD, PCNGD and PCNSGD+R on the CNN, the ResNet and the set-ups just named.
 - The two halves of a class against all pairs of its examples in training: their spread
   is in the figure of C10.

@@ -51,9 +51,6 @@ def minority_recall(study: Study, title: str = "test recall of the minority") ->
     )
 
 
-_IN_A_ROW = 3
-
-
 def draw_panels(panels: Sequence[Panel]) -> Figure:
     """Plots, three in a row: the mean over seeds, and from least to largest.
 
@@ -64,7 +61,7 @@ def draw_panels(panels: Sequence[Panel]) -> Figure:
       The figure.
     """
     with plt.style.context(STYLE):
-        in_a_row = min(len(panels), _IN_A_ROW)
+        in_a_row = min(len(panels), 3)
         rows = -(-len(panels) // in_a_row)
         figure, axes = plt.subplots(
             rows,
