@@ -33,14 +33,20 @@ def run(block: str) -> Any:
     return type("Script", (), names)
 
 
-def assert_as_by_class_gradients(script: Any, value: Any, *given: Any) -> None:
-    """The step went along the sum of the normalised class gradients."""
+def assert_as_by_class_gradients(
+    script: Any, value: Any, params: Any, *given: Any
+) -> None:
+    """The last step, to `params`, went along the sum of normalised class gradients."""
     has_aux = value.aux is not None
     per_class = pcn_jax.per_class_value_and_grad(script.loss_fn, 10, has_aux=has_aux)
     expected, grads = jax.jit(per_class)(*given)
     chex.assert_trees_all_close(value.losses, expected.losses, rtol=1e-5)
     norms = pcn_jax.class_norms(grads)
     chex.assert_trees_all_close(value.norms, norms, rtol=1e-4)
+    moved = jax.tree.map(
+        lambda p, g: p - 0.1 * jnp.tensordot(1 / norms, g, 1), given[0], grads
+    )
+    chex.assert_trees_all_close(params, moved, atol=1e-5)
 
 
 def test_linen_with_dropout() -> None:
@@ -51,7 +57,7 @@ def test_linen_with_dropout() -> None:
         key = jax.random.fold_in(jax.random.key(1), number)
         given = params, INPUTS, LABELS, key
         params, opt_state, value = script.step(params, opt_state, *given[1:])
-    assert_as_by_class_gradients(script, value, *given)
+    assert_as_by_class_gradients(script, value, params, *given)
     assert jnp.all(value.losses < 0.5 * jnp.log(10))
 
 
@@ -65,7 +71,7 @@ def test_linen_with_batch_normalisation() -> None:
         params, stats, opt_state, value = script.step(
             params, stats, opt_state, *given[1:3]
         )
-    assert_as_by_class_gradients(script, value, *given)
+    assert_as_by_class_gradients(script, value, params, *given)
     chex.assert_trees_all_close(stats, script.loss_fn(*given)[1], rtol=1e-5)
     logits = script.model.apply(
         {"params": params, "batch_stats": stats}, INPUTS, train=False
@@ -84,7 +90,7 @@ def test_nnx() -> None:
             params, rest, opt_state, *given[1:3]
         )
         seen.append(int(jax.tree.leaves(rest)[0].item()))
-    assert_as_by_class_gradients(script, value, *given)
+    assert_as_by_class_gradients(script, value, params, *given)
     assert len(set(seen)) == 30  # another mask each step
     nnx.update(script.model, params, rest)
     script.model.eval()
