@@ -6,7 +6,8 @@
 A method is a step in a compiled loop, as it is in training: a call would measure how
 fast Python tells the device what to do. Beside what the fused path chooses, each way to
 the norms that it could take at matrices and convolutions is forced once: the choice in
-`pcn_jax.fused.plan` rests on these times.
+`pcn_jax.fused.plan` rests on these times. What was kept is replaced, since times of
+another device or of other code do not belong beside these.
 """
 
 import concurrent.futures
@@ -91,6 +92,13 @@ class Config:
     folder: Path = Path("docs/benchmarks")
     """Where the results are written."""
 
+    def __post_init__(self) -> None:
+        """Refuses what cannot be measured."""
+        if self.repeats < 1:
+            raise ValueError(f"repeats must be 1 or more, got {self.repeats}.")
+        if min(self.classes, default=2) < 2:
+            raise ValueError(f"classes must be 2 or more, got {self.classes}.")
+
 
 class Program(NamedTuple):
     """A compiled method.
@@ -169,6 +177,7 @@ def _measure_all(config: Config, path: Path) -> None:
         "limits": _limits(),
         "versions": {"jax": jax.__version__, "flax": flax.__version__},
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "rounds": config.repeats,
         "note": "",
         "cases": {},
     }
@@ -192,7 +201,9 @@ def _measure_all(config: Config, path: Path) -> None:
             "methods": {name: program.facts for name, program in methods.items()},
         }
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        partial = path.with_suffix(".part")
+        partial.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        partial.replace(path)
 
 
 def _cases(config: Config) -> Iterator[Case]:
@@ -275,10 +286,8 @@ def _take_turns(methods: dict[str, Program], repeats: int) -> None:
 
 def _limits() -> dict[str, float]:
     """What the device reaches a second in large products of matrices and copies."""
-    matrix, numbers = (
-        jax.random.normal(jax.random.key(0), (8192, 8192)),
-        jnp.ones(2**28),
-    )
+    matrix = jax.random.normal(jax.random.key(0), (8192, 8192))
+    numbers = jnp.ones(2**28)
 
     def seconds(step: Callable[[jax.Array], jax.Array], x: jax.Array) -> float:
         def repeated(x: jax.Array) -> Any:

@@ -15,15 +15,15 @@ _PAGE = """\
 `python -m benchmarks.accelerator`, {date}, one {device}, {described}.
 {note}
 
-Each method was a step in a compiled loop, in turn with the others, five rounds;
+Each method was a step in a compiled loop, in turn with the others, {rounds} rounds;
 milliseconds are medians. *Plain* is the gradient of the mean loss, *fused*
 `pcn_value_and_grad`, and *ratio* the second over the first. Labels are long-tailed.
-Products of matrices and convolutions are rounded as JAX does by default, to TF32. *Of
-the limit*: the least time there could be, over the measured one: that of the operations
-of a plain gradient at the {flops:.0f} TFLOP/s of a large product of matrices, or, if
-longer, that of its images and parameters, in and out, at the {bandwidth:.1f} TB/s of a
-large copy. *Temporaries* are a multiple of the plain gradient's. Nets: as in
-[What a balanced gradient costs](gradients.md).
+Products of matrices and convolutions are rounded as JAX does by default (GPUs of
+NVIDIA: to TF32). *Of the limit*: the least time there could be, over the measured one:
+that of the operations of a plain gradient at the {flops:.0f} TFLOP/s of a large product
+of matrices, or, if longer, that of its images and parameters, in and out, at the
+{bandwidth:.1f} TB/s of a large copy. *Temporaries* are a multiple of the plain
+gradient's. Nets: as in [What a balanced gradient costs](gradients.md).
 
 {costs}
 
