@@ -39,6 +39,10 @@ class Experiment:
     search_seeds: tyro.conf.Suppress[tuple[int, ...]] = (100, 101, 102)
     """Seeds on which learning rates are searched: others than those of the runs."""
 
+    early_stopping: tyro.conf.Suppress[bool] = False
+    """Whether a search takes the learning rate with the best macro recall at any
+    measurement, and not the best mean over training."""
+
     target_recall: float = 0.5
     """Minority recall up to which steps are counted in the table."""
 

@@ -36,6 +36,7 @@ from experiments.claims import (
     c9_end_of_training,
     c10_smoothed_norm,
     c11_settings,
+    c12_early_stopping,
     theory,
 )
 from experiments.claims.finding import Finding, Size
@@ -43,7 +44,19 @@ from experiments.study import commit
 from pcn_jax.training import plain
 
 Claim = Literal[
-    "theory", "C1", "C2", "C3", "C4", "C5", "C6", "C7", "C8", "C9", "C10", "C11"
+    "theory",
+    "C1",
+    "C2",
+    "C3",
+    "C4",
+    "C5",
+    "C6",
+    "C7",
+    "C8",
+    "C9",
+    "C10",
+    "C11",
+    "C12",
 ]
 CLAIMS: dict[Claim, Callable[[Size], Finding]] = {
     "theory": theory.find,
@@ -58,13 +71,14 @@ CLAIMS: dict[Claim, Callable[[Size], Finding]] = {
     "C9": c9_end_of_training.find,
     "C10": c10_smoothed_norm.find,
     "C11": c11_settings.find,
+    "C12": c12_early_stopping.find,
 }
 RESULTS = Path("RESULTS.md")
 FIGURES = Path("docs/results")
 _HEAD = """# Results
 
 What came of each claim of [the paper](https://arxiv.org/abs/2207.00391) (C1 to C8)
-and of three of our own (C9 to C11). Made by `make reproduce`; every number is that of a
+and of four of our own (C9 to C12). Made by `make reproduce`; every number is that of a
 run kept in [results/](results), and every run goes through the same loop. In
 brackets: 95 % intervals over five seeds, by bootstrap; comparisons are paired, since
 the runs of a seed start from the same parameters and see the same data. Recalls are

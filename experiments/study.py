@@ -47,6 +47,8 @@ class Curves(NamedTuple):
       margins: `1 + Σ_{k≠l} cos α_lk` of the same, `[S, T, C]`.
       class_alignment: `p_l` of the next step's batch, `[S, T, C]`.
       predicted_loss_changes: By the next step, to first order, `[S, T, C]`.
+      validation_recall: On the validation split, `[S, T, C]`; NaN where a run was kept
+        before this was.
     """
 
     learning_rate: float
@@ -58,6 +60,7 @@ class Curves(NamedTuple):
     margins: np.ndarray
     class_alignment: np.ndarray
     predicted_loss_changes: np.ndarray
+    validation_recall: np.ndarray
 
 
 Study = dict[AlgorithmName, Curves]
@@ -182,6 +185,7 @@ def _columns(records: list[Record]) -> dict[str, Any]:
     diagonal = np.diagonal(cosines, axis1=1, axis2=2)
     columns = {
         "train_loss": [record["train"]["loss"] for record in records],
+        "validation_recall": [record["validation"]["recall"] for record in records],
         "test_recall": [record["test"]["recall"] for record in records],
         "margins": 1 + cosines.sum(axis=2) - diagonal,
         **{
@@ -204,9 +208,10 @@ def _rounded(values: Any) -> Any:
 
 def _curves(kept: dict[str, Any], seeds: Iterable[int]) -> Curves:
     runs = [kept["seeds"][str(seed)] for seed in seeds]
+    absent = {"validation_recall": np.full_like(runs[0]["test_recall"], np.nan)}
     stacked = {
-        name: np.array([run[name] for run in runs], np.float64)  # None becomes NaN
-        for name in Curves._fields[3:]
+        name: np.array([(absent | run)[name] for run in runs], np.float64)
+        for name in Curves._fields[3:]  # None becomes NaN
     }
     return Curves(
         learning_rate=kept["description"]["learning_rate"],

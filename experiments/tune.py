@@ -3,13 +3,15 @@
     python -m experiments.tune digits-lt
 
 The score of a learning rate is the macro recall on the validation split, averaged over
-the log-spaced measurements of the run: it rewards learning soon and staying there. The
-seeds are not those of the experiments. What is found is in experiments/learning_rates;
-what is there is not searched again, unless with --overwrite. After an interruption the
-same command goes on where it was.
+the log-spaced measurements of the run: it rewards learning soon and staying there. (Or
+the best of them, where runs are stopped early: C12.) The seeds are not those of the
+experiments. What is found is in experiments/learning_rates; what is there is not
+searched again, unless with --overwrite. After an interruption the same command goes on
+where it was.
 """
 
 import dataclasses
+import functools
 import json
 import shlex
 import statistics
@@ -24,7 +26,14 @@ from experiments.experiment import (
     parse,
     problem,
 )
-from pcn_jax.training import ALGORITHMS, AlgorithmName, Record, make_train
+from pcn_jax.training import (
+    ALGORITHMS,
+    AlgorithmName,
+    Problem,
+    Record,
+    TrainState,
+    make_train,
+)
 
 _SMALL = (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
 GRIDS = {
@@ -35,11 +44,12 @@ GRIDS = {
 """Learning rates that are searched, by the optimizer."""
 
 
-def score(records: list[Record]) -> float:
-    """Mean macro recall on the validation split over the measurements after the start.
+def score(records: list[Record], *, early_stopping: bool = False) -> float:
+    """Macro recall on the validation split over the measurements after the start.
 
     Args:
       records: Measurements of a run, the initial state first.
+      early_stopping: Whether the best of them counts, and not their mean.
 
     Returns:
       A number from 0 to 1.
@@ -48,7 +58,8 @@ def score(records: list[Record]) -> float:
       >>> score([{"validation": {"macro_recall": r}} for r in (0.1, 0.5, 0.75)])
       0.625
     """
-    return statistics.fmean(r["validation"]["macro_recall"] for r in records[1:])
+    recalls = [record["validation"]["macro_recall"] for record in records[1:]]
+    return max(recalls) if early_stopping else statistics.fmean(recalls)
 
 
 def search(experiment: Experiment, algorithm: AlgorithmName, command: str) -> None:
@@ -80,12 +91,18 @@ def search(experiment: Experiment, algorithm: AlgorithmName, command: str) -> No
     for rate in grid:
         if rate in found["scores"][algorithm]:
             continue  # an interrupted search goes on
-        train = make_train(of_problem, algorithm, float(rate), experiment.train)
+        train = make_train(
+            of_problem,
+            algorithm,
+            float(rate),
+            experiment.train,
+            measure=functools.partial(_on_validation_data, of_problem),
+        )
         of_seeds = []
         for seed in seeds:
             records: list[Record] = []
             train(seed, on_record=records.append)
-            of_seeds.append(score(records))
+            of_seeds.append(score(records, early_stopping=experiment.early_stopping))
         found = _read(path)  # again: other algorithms may be searched at the same time
         found["scores"][algorithm][rate] = round(statistics.fmean(of_seeds), 4)
         _write(path, found)
@@ -95,6 +112,13 @@ def search(experiment: Experiment, algorithm: AlgorithmName, command: str) -> No
     _write(path, found)
     label = ALGORITHMS[algorithm].label
     print(f"{experiment.name}, {label}: {best} of {scores}", flush=True)
+
+
+def _on_validation_data(of_problem: Problem, state: TrainState) -> Record:
+    """All of a measurement that a search needs."""
+    split = of_problem.splits["validation"]
+    found = of_problem.evaluate(state.params, state.model_state, split)
+    return {"validation": {"macro_recall": float(found["macro_recall"])}}
 
 
 def _read(path: Path) -> dict[str, Any]:

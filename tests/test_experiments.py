@@ -172,7 +172,7 @@ def test_an_interrupted_search_goes_on(
     monkeypatch.setattr(tune, "problem", lambda _: (None, None))
     trained: list[float] = []
 
-    def make_train(_: Any, algorithm: str, rate: float, config: Any) -> Any:
+    def make_train(_: Any, algorithm: str, rate: float, *_rest: Any, **_as: Any) -> Any:
         if rate == 0.3 and 0.3 not in trained:
             trained.append(rate)
             raise KeyboardInterrupt
@@ -199,6 +199,12 @@ def test_an_interrupted_search_goes_on(
     found = json.loads(path.read_text())
     assert found["scores"]["sgd"]["3"] == 0
     assert found["searched"]["sgd"] == {"command": "y", "seeds": [30]}
+
+
+def test_a_search_for_early_stopping_takes_the_best_of_a_run() -> None:
+    measured = [{"validation": {"macro_recall": recall}} for recall in (0.9, 0.5, 0.7)]
+    assert tune.score(measured) == pytest.approx(0.6)
+    assert tune.score(measured, early_stopping=True) == 0.7  # 0.9 is untrained
 
 
 def records(losses: Any, recalls: Any) -> list[Record]:

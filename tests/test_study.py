@@ -12,7 +12,12 @@ import pytest
 from matplotlib.figure import Figure
 
 from experiments import endings, reproduce, study
-from experiments.claims import c9_end_of_training, c11_settings
+from experiments.claims import (
+    c9_end_of_training,
+    c11_settings,
+    c12_early_stopping,
+    measures,
+)
 from experiments.claims.finding import Effect, Finding, Size
 from experiments.experiment import SETUPS, Experiment
 from experiments.intervals import difference, factor, interval
@@ -42,6 +47,7 @@ def test_runs_are_kept_and_not_run_again(folder: Path) -> None:
     assert first.steps.tolist() == [0, 1, 2]
     assert first.train_loss.shape == first.margins.shape == (2, 3, 2)
     assert first.class_counts.tolist() == [300, 15]
+    assert first.validation_recall.shape == first.test_recall.shape
     cosine = first.margins[:, :, 0] - 1
     assert ((cosine >= -1) & (cosine <= 1)).all()
     written = path.stat().st_mtime_ns
@@ -121,6 +127,29 @@ def test_a_class_is_lost_again_where_its_loss_is_higher_late(
     assert c9_end_of_training.loses_again(ending) is lost
 
 
+def curves_of(validation: Any, test: Any) -> study.Curves:
+    """Of one class, `[S, T]`, at steps 0, 1, 10 and 100."""
+    recalls = [
+        np.asarray(values, float)[:, :, np.newaxis] for values in (validation, test)
+    ]
+    rest = {name: np.empty(0) for name in study.Curves._fields}
+    given = {"steps": np.array([0, 1, 10, 100]), "validation_recall": recalls[0]}
+    return study.Curves(**{**rest, **given, "test_recall": recalls[1]})  # type: ignore[arg-type]
+
+
+def test_runs_are_stopped_where_validation_data_say_so() -> None:
+    curves = curves_of(
+        validation=[[0.9, 0.2, 0.7, 0.6], [0.1, 0.8, 0.8, 0.3]],
+        test=[[0.5, 0.1, 0.2, 0.9], [0.5, 0.3, 0.4, 0.6]],
+    )
+    assert measures.stopped_at(curves).tolist() == [10, 1]  # never before training
+    recall = measures.macro_recall(curves)
+    assert measures.at_the_best(curves, recall).tolist() == [0.2, 0.3]
+    old = curves._replace(validation_recall=np.full((2, 4, 1), np.nan))
+    with pytest.raises(ValueError, match="without recalls on validation data"):
+        measures.stopped_at(old)
+
+
 def test_intervals_hold_the_mean_and_pairs_cancel_what_they_share() -> None:
     found = interval([1.0, 2.0, 3.0, 4.0])
     assert found.low < found.mean == 2.5 < found.high
@@ -176,6 +205,14 @@ def test_settings_have_folders_of_their_own_and_known_learning_rates(
         assert len(names) == len(variants)
         for one, variant in zip(changed, variants, strict=True):
             assert one.learning_rate_of(variant.algorithm) > 0  # or CI would search
+
+
+@pytest.mark.parametrize("size", ["fast", "full"])
+def test_early_stopping_has_known_learning_rates(size: Size) -> None:
+    for setup in c12_early_stopping.SETUPS_OF[size]:
+        stopping = c12_early_stopping.stopping_early(SETUPS[setup])
+        for algorithm in c12_early_stopping.COMPARED:
+            assert stopping.learning_rate_of(algorithm) > 0  # or CI would search
 
 
 def test_a_missing_learning_rate_is_searched(

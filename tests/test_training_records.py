@@ -20,6 +20,7 @@ from training_cases import (
     problem,
     run,
     steps_of,
+    train_config,
     trainer,
     two_classes,
 )
@@ -27,7 +28,9 @@ from training_cases import (
 from pcn_jax.training import (
     AlgorithmName,
     OptimizerConfig,
+    Record,
     make_measure,
+    make_train,
     measured_steps,
 )
 
@@ -92,6 +95,18 @@ class TestRecords:
         # The optimizer of these steps has the rate that the loop puts into the state.
         one = jnp.ones_like(state.learning_rate)
         assert measure(state._replace(learning_rate=one)) == records[-1]
+
+    def test_a_measurement_of_ones_own(self) -> None:
+        """Of the same states."""
+        config = train_config(steps=3)
+        measured: list[Record] = []
+        train = make_train(
+            problem(), "sgd", 0.1, config, measure=lambda s: {"params": flat(s.params)}
+        )
+        state = train(0, on_record=measured.append)
+        assert [set(record) for record in measured] == 4 * [{"params"}]
+        np.testing.assert_array_equal(measured[-1]["params"], flat(state.params))
+        assert (measured[0]["params"] != measured[-1]["params"]).any()
 
     def test_macro_recall_weighs_classes_equally(self) -> None:
         _, records = run("sgd", **LOG_SPACED)

@@ -105,6 +105,27 @@ def at_step(curves: Curves, values: np.ndarray, step: int) -> np.ndarray:
     return found
 
 
+def stopped_at(curves: Curves) -> np.ndarray:
+    """The step after the start with the best macro recall on validation data, `[S]`."""
+    steps: np.ndarray = curves.steps[_best(curves)]
+    return steps
+
+
+def at_the_best(curves: Curves, values: np.ndarray) -> np.ndarray:
+    """The measurement at which early stopping ends a run, `[S, T]` to `[S]`."""
+    best = _best(curves)[:, np.newaxis]
+    found: np.ndarray = np.take_along_axis(values, best, axis=1)[:, 0]
+    return found
+
+
+def _best(curves: Curves) -> np.ndarray:
+    if np.isnan(curves.validation_recall).any():
+        raise ValueError("These runs were kept without recalls on validation data.")
+    after_the_start = curves.validation_recall.mean(axis=2)[:, 1:]
+    best: np.ndarray = 1 + after_the_start.argmax(axis=1)
+    return best
+
+
 def rates_that_work(setup: str, algorithm: AlgorithmName) -> str:
     """From the least to the largest rate of the search with nearly the best score."""
     found = json.loads(learning_rates_path(setup).read_text(encoding="utf-8"))

@@ -21,6 +21,7 @@ def make_train(
     algorithm: AlgorithmName,
     learning_rate: float,
     config: TrainConfig,
+    measure: Callable[[TrainState], Record] | None = None,
 ) -> Callable[..., TrainState]:
     """Builds a training run; what it compiles serves all seeds and rates.
 
@@ -30,11 +31,13 @@ def make_train(
       learning_rate: Of the optimizer; for the PCN algorithms the length of a class's
         step.
       config: The budget, the optimizer and the rest.
+      measure: From a state to what is recorded of it; `None` for all of `make_measure`,
+        which takes passes over all the data.
 
     Returns:
       `train(seed, on_record=None)`, which trains from scratch and returns the final
-      `TrainState`. `on_record` is called with each measurement (see `make_measure`), at
-      step 0, at log-spaced steps and at the last. The same seed gives the same result,
+      `TrainState`. `on_record` is called with each measurement, at step 0, at
+      log-spaced steps and at the last. The same seed gives the same result,
       bit for bit on one machine.
 
     Raises:
@@ -60,7 +63,8 @@ def make_train(
     if not learning_rate > 0:
         raise ValueError(f"learning_rate must be positive, got {learning_rate!r}.")
     label = ALGORITHMS[algorithm].label
-    steps, measure, advance = _compiled(problem, algorithm, config)
+    steps, measure_all, advance = _compiled(problem, algorithm, config)
+    measured = measure or measure_all
     stops = measured_steps(config.steps, per_decade=config.measurements_per_decade)
 
     def train(
@@ -80,7 +84,7 @@ def make_train(
                 state = advance(state, problem.splits["train"], stop - start)
                 progress.update(stop - start)
                 if on_record is not None:
-                    on_record(measure(state))
+                    on_record(measured(state))
         return state
 
     return train

@@ -1,0 +1,213 @@
+"""C12: with early stopping, how a rule ends matters no more."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.figure import Figure
+from tabulate import tabulate
+
+from experiments.claims.finding import Effect, Finding, Size
+from experiments.claims.measures import (
+    at_the_best,
+    macro_recall,
+    rare_loss,
+    rare_recall,
+    stopped_at,
+)
+from experiments.experiment import SETUPS, Experiment
+from experiments.figures import COLOURS, STYLE
+from experiments.intervals import difference, interval
+from experiments.study import Study, collect
+from pcn_jax.training import ALGORITHMS, AlgorithmName
+
+TITLE = "With early stopping one rule is never much worse than the best of all"
+SETUPS_OF: dict[Size, tuple[str, ...]] = {
+    "fast": ("digits-halves",),
+    "full": (
+        "animals-vehicles-mlp",
+        "automobile-truck-mlp",
+        "horse-deer-mlp",
+        "cifar10-five-mlp",
+        "cifar10-multi-mlp",
+        "digits-halves",
+        "digits-lt",
+    ),
+}
+_FORGETFUL = "animals-vehicles-mlp"
+COMPARED: tuple[AlgorithmName, ...] = (
+    "sgd",
+    "sgd+o",
+    "sgd+rw",
+    "pcnsgd",
+    "pcnsgd+o",
+    "pcnsgd+o+clip",
+    "pcnsgd+split",
+)
+_BALANCING: tuple[AlgorithmName, ...] = (
+    "sgd+o",
+    "sgd+rw",
+    "pcnsgd+o",
+    "pcnsgd+o+clip",
+    "pcnsgd+split",
+)
+_ADVISED: dict[AlgorithmName, tuple[AlgorithmName, ...]] = {
+    "pcnsgd+o+clip": COMPARED,
+    "pcnsgd+split": ("sgd", "sgd+rw", "pcnsgd", "pcnsgd+split"),
+}
+"""What we advise, and with what each is compared: one oversamples, one does not."""
+_MUCH = 0.05
+"""Macro recall by which the one rule may be below the best of all."""
+_NOTES = """\
+Early stopping: the parameters are those of the log-spaced measurement with the best
+macro recall on validation data, and the learning rate is that for which it is best, on
+the same grid as elsewhere; so these are not the runs of the other claims. *The end*: of
+the same runs. In the figure a dot has its interval and is of early stopping, a ring of
+the end. Not run: the CNN and the ResNet; PCNSGD+R and PCNSGD+clip."""
+
+
+def find(size: Size) -> Finding:
+    """Compares rules where each run is stopped, and asks why it has to be.
+
+    Args:
+      size: Of the study.
+
+    Returns:
+      The finding.
+    """
+    studies = {
+        name: collect(stopping_early(SETUPS[name]), size, algorithms=COMPARED)
+        for name in SETUPS_OF[size]
+    }
+    effects = []
+    if _FORGETFUL in studies:
+        effects += _forgotten(studies[_FORGETFUL])
+    for setup, study in studies.items():
+        effects += _effects(setup, study)
+    rows = [
+        [
+            setup,
+            ALGORITHMS[name].label,
+            f"{curves.learning_rate:g}",
+            f"{np.median(stopped_at(curves)):g}",
+            interval(at_the_best(curves, macro_recall(curves))),
+            interval(macro_recall(curves)[:, -1]),
+            interval(at_the_best(curves, rare_recall(curves))),
+            interval(rare_recall(curves)[:, -1]),
+        ]
+        for setup, study in studies.items()
+        for name, curves in study.items()
+    ]
+    head = [
+        "set-up",
+        "",
+        "learning rate",
+        "stopped at step (median)",
+        "macro recall",
+        "at the end",
+        "recall of the minority",
+        "at the end",
+    ]
+    return Finding(
+        title=TITLE,
+        effects=effects,
+        table=tabulate(rows, head, tablefmt="github"),
+        draw=functools.partial(_draw, studies),
+        notes=_NOTES,
+    )
+
+
+def stopping_early(setup: Experiment) -> Experiment:
+    """The set-up with rates that suit early stopping, under a name of its own.
+
+    Args:
+      setup: One of `SETUPS`.
+
+    Example:
+      >>> stopping_early(SETUPS["digits-lt"]).name
+      'digits-lt/early-stopping'
+    """
+    name = f"{setup.name}/early-stopping"
+    return dataclasses.replace(setup, name=name, early_stopping=True)
+
+
+def _forgotten(study: Study) -> list[Effect]:
+    """Whether the minority is learned by heart after the stop, and recognised less."""
+    effects = []
+    for name in _BALANCING:
+        curves = study[name]
+        loss, recall = (
+            difference(values[:, -1], at_the_best(curves, values))
+            for values in (rare_loss(curves), rare_recall(curves))
+        )
+        effects.append(
+            Effect(
+                f"{_FORGETFUL}, {ALGORITHMS[name].label}: from the stop to the end the "
+                f"minority's training loss changes by {loss}, and so falls, and its "
+                f"test recall by {recall}, and falls, too",
+                loss.high < 0 and recall.high < 0,
+            )
+        )
+    return effects
+
+
+def _effects(setup: str, study: Study) -> list[Effect]:
+    found = {
+        name: at_the_best(curves, macro_recall(curves))
+        for name, curves in study.items()
+    }
+    effects = []
+    for one, rules in _ADVISED.items():
+        others = [name for name in rules if name != one]
+        best = max(others, key=lambda name: float(found[name].mean()))
+        less = difference(found[one], found[best])
+        effects.append(
+            Effect(
+                f"{setup}: macro recall of {ALGORITHMS[one].label} less that of the "
+                f"best of {len(others)} others, {ALGORITHMS[best].label}: {less}, at "
+                f"most {_MUCH} below",
+                less.low >= -_MUCH,
+            )
+        )
+    more = difference(found["pcnsgd+o+clip"], found["sgd"])
+    effects.append(
+        Effect(
+            f"{setup}: macro recall of {ALGORITHMS['pcnsgd+o+clip'].label} less that "
+            f"of SGD: {more}, above",
+            more.low > 0,
+        )
+    )
+    return effects
+
+
+def _draw(studies: Mapping[str, Study]) -> Figure:
+    in_a_row = min(len(studies), 4)
+    rows = -(-len(studies) // in_a_row)
+    labels = [ALGORITHMS[name].label for name in COMPARED]
+    with plt.style.context(STYLE):
+        figure, axes = plt.subplots(
+            rows,
+            in_a_row,
+            figsize=(2.2 * in_a_row + 1.2, rows * (0.19 * len(labels) + 0.6) + 0.3),
+            sharey=True,
+            squeeze=False,
+        )
+        for axis in axes.flat[len(studies) :]:
+            axis.remove()
+        for axis, (setup, study) in zip(axes.flat, studies.items(), strict=False):
+            for y, (name, curves) in enumerate(study.items()):
+                recall, colour = macro_recall(curves), COLOURS[name]
+                stopped = interval(at_the_best(curves, recall))
+                axis.plot([stopped.low, stopped.high], [y, y], color=colour)
+                axis.plot(stopped.mean, y, "o", color=colour, markersize=4)
+                end = float(recall[:, -1].mean())
+                axis.plot(end, y, "o", color=colour, markersize=4, fillstyle="none")
+            axis.set_title(setup, loc="left", fontweight="bold", fontsize=8)
+            axis.set_yticks(range(len(labels)), labels)
+        axes[0][0].invert_yaxis()
+        figure.supxlabel(
+            "macro recall: with early stopping ●, at the end ○", fontsize=8
+        )
+    return figure
