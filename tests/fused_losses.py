@@ -226,6 +226,13 @@ def one_matrix_each(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
     return cross_entropy(jnp.einsum("bed,edo->beo", several, params).sum(axis=1), y)
 
 
+def crossed(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
+    """What is summed lies in another order in the tokens than in the kernel."""
+    parts = x.reshape(*x.shape[:2], 2, 3)
+    mixed = jnp.einsum("bthe,edh->btd", parts, params["kernel"])
+    return cross_entropy(dense(jnp.tanh(mixed).mean(axis=1), params["head"]), y)
+
+
 CASES = {
     "mlp": Case(mlp, MLP, normal(3, SIZE, 6)),
     "conv": _cnn((3, 3, 2, 4)),
@@ -297,6 +304,11 @@ CASES = {
     ),
     "one matrix each": Case(
         one_matrix_each, normal(75, 2, 6, NUM_CLASSES), normal(3, SIZE, 6)
+    ),
+    "crossed": Case(
+        crossed,
+        {"kernel": normal(76, 3, 4, 2), "head": layer(77, 4, NUM_CLASSES)},
+        SEQUENCES,
     ),
     "experts": Case(
         experts,

@@ -12,6 +12,7 @@ import optax
 import pytest
 from fused_losses import CASES, INTERACTING, LABELS, MLP, NUM_CLASSES, Case, mlp
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from loop_losses import OPENED
 
 import pcn_jax
 from pcn_jax import pcn_value_and_grad, weights
@@ -98,10 +99,10 @@ def assert_as_by_a_chain(name: str) -> None:
 class TestEquality:
     """In float64, with everything that can be asked for."""
 
-    @pytest.mark.parametrize("name", CASES)
+    @pytest.mark.parametrize("name", CASES | OPENED)
     def test_every_loss(self, name: str) -> None:
         with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
-            loss, *given = CASES[name]
+            loss, *given = (CASES | OPENED)[name]
 
             @jax.jit
             def both(params: Any, inputs: Any, args: Any) -> Any:
@@ -508,7 +509,7 @@ class TestPlan:
             ("conv", {"rows", "pairs", "examples"}),
             ("more weights than positions", {"pairs", "examples"}),
             ("one matrix each", {"rows"}),
-            ("recurrent", {"masked", "pairs", "examples"}),
+            ("recurrent", {"pairs", "examples"}),
             ("shared", {"rows", "pairs", "examples"}),
         ],
     )

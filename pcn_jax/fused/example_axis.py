@@ -45,12 +45,10 @@ def follow_examples(program: Program, axes: Sequence[Axis]) -> dict[Slot, Axis]:
     known: dict[Slot, Axis] = dict.fromkeys(program.constants)
     known.update(zip(program.inputs, axes, strict=True))
     for equation in program.equations:
-        inputs = [None if slot is None else known[slot] for slot in equation.operands]
+        use = _use(equation, program, known)
         outputs: Sequence[Axis] = [None] * len(equation.outputs)
-        if any(axis is not None for axis in inputs):
-            shapes = [() if x is None else program.shape(x) for x in equation.operands]
-            results = [program.shape(x) for x in equation.outputs]
-            outputs = _rule(equation)(_Use(equation, inputs, shapes, results))
+        if any(axis is not None for axis in use.axes):
+            outputs = _rule(equation)(use)
         known.update(zip(equation.outputs, outputs, strict=True))
     return known
 
@@ -71,6 +69,15 @@ class _Use(NamedTuple):
     def axis(self) -> int:
         """The one axis of all operands that have one."""
         return _common(self.axes)
+
+
+def _use(equation: Equation, program: Program, known: dict[Slot, Axis]) -> _Use:
+    return _Use(
+        equation,
+        [None if slot is None else known[slot] for slot in equation.operands],
+        [() if slot is None else program.shape(slot) for slot in equation.operands],
+        [program.shape(slot) for slot in equation.outputs],
+    )
 
 
 Rule = Callable[[_Use], Sequence[Axis]]
@@ -329,7 +336,41 @@ def _follow_loop(
         inputs[carry] = joined
 
 
-def _scan(use: _Use) -> Sequence[Axis]:
+class Scan(NamedTuple):
+    """What a `scan` does.
+
+    Attributes:
+      body: What it does in each step.
+      carry: Which inputs of the body it carries from step to step; what comes before
+        is the same in all of them, and what comes after has a slice for each.
+      axes: The axis that counts the examples, of each input of the body.
+      results: The same of each result of the loop.
+    """
+
+    body: Program
+    carry: slice
+    axes: list[Axis]
+    results: list[Axis]
+
+
+def follow_scan(equation: Equation, program: Program, axes: dict[Slot, Axis]) -> Scan:
+    """Follows the examples into a loop of fixed length.
+
+    Args:
+      equation: The loop, a `scan`.
+      program: Where it is.
+      axes: The axis of each of its operands.
+
+    Returns:
+      The inside of the loop.
+
+    Raises:
+      NotProvenError: If examples interact in it, or may do so.
+    """
+    return _follow_scan(_use(equation, program, axes))
+
+
+def _follow_scan(use: _Use) -> Scan:
     # How many operands are of which kind has been said in several ways by JAX; that
     # what is scanned has one axis more outside of the loop has always been so.
     body = flatten(use.params["jaxpr"])
@@ -344,11 +385,14 @@ def _scan(use: _Use) -> Sequence[Axis]:
     if 0 in use.axes[start:]:
         raise _mixes("a scan runs over them")
     inner = [*use.axes[:start], *(x if x is None else x - 1 for x in use.axes[start:])]
-    _, outputs = _follow_loop(body, inner, slice(start - carries, start))
-    return [
-        *outputs[:carries],
-        *(y if y is None else y + 1 for y in outputs[carries:]),
-    ]
+    carry = slice(start - carries, start)
+    inputs, outputs = _follow_loop(body, inner, carry)
+    stacks = [y if y is None else y + 1 for y in outputs[carries:]]
+    return Scan(body, carry, inputs, [*outputs[:carries], *stacks])
+
+
+def _scan(use: _Use) -> Sequence[Axis]:
+    return _follow_scan(use).results
 
 
 def _while(use: _Use) -> Sequence[Axis]:

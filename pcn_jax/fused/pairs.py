@@ -21,7 +21,7 @@ from jax import lax
 
 from pcn_jax.fused.class_layout import ClassLayout
 from pcn_jax.fused.conv import patch_products
-from pcn_jax.fused.sites import Site, Taps, take_examples
+from pcn_jax.fused.sites import DenseNumbers, Site, Taps, take_examples
 from pcn_jax.precision import full_dot
 
 
@@ -205,19 +205,21 @@ def _conv_products(site: Site, left: Taps, right: Taps) -> jax.Array:
 
 def _dense_factors(site: Site, taps: Taps) -> tuple[jax.Array, jax.Array]:
     """Inputs `[m * T, K]` and cotangents `[m * T, O]`."""
-    x, (cotangent,), (out_axis,) = site.operand, taps.cotangents, site.out_axes
-    side = site.equation.operands.index(x)
-    contracted = site.equation.params["dimension_numbers"][0][side]
-    axis, values = site.axes[x], taps.values[x]
-    free = [d for d in range(values.ndim) if d not in (axis, *contracted)]
-    # Results have the free axes of the left operand first, then those of the right.
-    first = 0 if side == 0 else cotangent.ndim - len(free) - 1
-    of_x = [d for d in range(first, first + len(free) + 1) if d != out_axis]
-    of_param = [d for d in range(cotangent.ndim) if d not in (out_axis, *of_x)]
+    (cotangent,), (out_axis,) = taps.cotangents, site.out_axes
+    values, axis = taps.values[site.operand], site.axes[site.operand]
+    numbers = DenseNumbers.of(site)
+    tokens, of_tokens = (
+        [d for d in axes if d != examples]
+        for axes, examples in (
+            (numbers.free, axis),
+            (numbers.of_operand, out_axis),
+        )
+    )
+    contracted = site.equation.params["dimension_numbers"][0][numbers.side]
     rows = cotangent.shape[out_axis] * site.tokens
     return (
-        values.transpose(axis, *free, *contracted).reshape(rows, -1),
-        cotangent.transpose(out_axis, *of_x, *of_param).reshape(rows, -1),
+        values.transpose(axis, *tokens, *contracted).reshape(rows, -1),
+        cotangent.transpose(out_axis, *of_tokens, *numbers.of_param).reshape(rows, -1),
     )
 
 

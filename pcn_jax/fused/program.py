@@ -24,6 +24,7 @@ class Equation(NamedTuple):
       primitive: Its name in the jaxpr.
       params: Its parameters, such as dimension numbers.
       operands: Slot of each operand; `None` for a literal.
+      literals: Value of each operand that is a literal; `None` for the others.
       inputs: The same slots, each once: what `apply` is given.
       outputs: Slot of each result.
       types: Shapes and dtypes of `inputs`.
@@ -33,6 +34,7 @@ class Equation(NamedTuple):
     primitive: str
     params: dict[str, Any]
     operands: tuple[Slot | None, ...]
+    literals: tuple[Any, ...]
     inputs: tuple[Slot, ...]
     outputs: tuple[Slot, ...]
     types: tuple[Any, ...]
@@ -124,6 +126,15 @@ def needed_for(program: Program, results: Iterable[Slot]) -> Program:
     return program._replace(equations=kept[::-1])
 
 
+def dependent_on(program: Program, slots: Iterable[Slot]) -> set[Slot]:
+    """The slots that depend on some slots, and those themselves."""
+    found = set(slots)
+    for equation in program.equations:
+        if found.intersection(equation.inputs):
+            found.update(equation.outputs)
+    return found
+
+
 def evaluate(
     program: Program,
     args: Iterable[Any],
@@ -171,6 +182,7 @@ def _equation(
         primitive=eqn.primitive.name,
         params=eqn.params,
         operands=tuple(None if x is None else slots[x] for x in atoms),
+        literals=tuple(getattr(x, "val", None) for x in eqn.invars),
         inputs=tuple(slots[variable] for variable in variables),
         outputs=tuple(outputs),
         types=tuple(variable.aval for variable in variables),

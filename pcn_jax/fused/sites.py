@@ -11,6 +11,8 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax import lax
 
 from pcn_jax.fused.class_layout import ClassLayout
 from pcn_jax.fused.conv import kernel_gradient
@@ -57,6 +59,42 @@ class Site(NamedTuple):
         """The one operand besides the one parameter, of a product or convolution."""
         (slot,) = (x for x in self.equation.inputs if x not in self.params)
         return slot
+
+
+class DenseNumbers(NamedTuple):
+    """Where things are at a dense site.
+
+    Attributes:
+      side: Which operand of the product has the examples.
+      free: Its axes that are not summed: the examples and their tokens.
+      of_operand: Where these are in the result, in the same order.
+      of_param: The other axes of the result.
+    """
+
+    side: int
+    free: list[int]
+    of_operand: list[int]
+    of_param: list[int]
+
+    @classmethod
+    def of(cls, site: Site) -> "DenseNumbers":
+        """Those of a site whose kind is dense."""
+        equation = site.equation
+        side = equation.operands.index(site.operand)
+        contracted = equation.params["dimension_numbers"][0]
+        ranks = [
+            len(equation.types[equation.inputs.index(x)].shape)
+            for x in equation.operands
+        ]
+        free = [d for d in range(ranks[side]) if d not in contracted[side]]
+        others = ranks[1 - side] - len(contracted[1 - side])
+        # Results have the free axes of the left operand first, then those of the right.
+        first = 0 if side == 0 else others
+        of_operand = list(range(first, first + len(free)))
+        rank = len(free) + others
+        return cls(
+            side, free, of_operand, [d for d in range(rank) if d not in of_operand]
+        )
 
 
 class Taps(NamedTuple):
@@ -295,6 +333,8 @@ def _pull_back(
     site: Site, values: dict[Slot, jax.Array], cotangents: list[jax.Array]
 ) -> dict[Slot, jax.Array]:
     """Gradients by the parameters, from cotangents of the differentiable results."""
+    if site.kind == "dense" and site.tokens > 1:
+        return {site.params[0]: _sum_over_tokens(site, values, *cotangents)}
 
     def results(params: dict[Slot, jax.Array]) -> list[jax.Array]:
         given = {**values, **params}
@@ -304,6 +344,26 @@ def _pull_back(
     _, pullback = jax.vjp(results, {slot: values[slot] for slot in site.params})
     (grads,) = pullback(cotangents)
     return dict(grads)
+
+
+def _sum_over_tokens(
+    site: Site, values: dict[Slot, jax.Array], cotangent: jax.Array
+) -> jax.Array:
+    """The same of a dense site: as JAX orders the operands, XLA copies them on CPU."""
+    numbers = DenseNumbers.of(site)
+    product = lax.dot_general(
+        values[site.operand],
+        cotangent,
+        ((numbers.free, numbers.of_operand), ((), ())),
+        precision=site.equation.params["precision"],
+    )
+    # It has what was contracted in the order of the operand, then the rest.
+    contracted, _ = site.equation.params["dimension_numbers"]
+    of_operand, of_param = (contracted[numbers.side], contracted[1 - numbers.side])
+    place = dict(zip(of_param, np.argsort(np.argsort(of_operand)), strict=True))
+    rest = iter(range(len(place), product.ndim))
+    order = [place[d] if d in place else next(rest) for d in range(product.ndim)]
+    return product.transpose(order).astype(values[site.params[0]].dtype)
 
 
 def _weighted(

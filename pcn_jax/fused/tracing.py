@@ -1,5 +1,6 @@
 """A loss function, understood: its program, its sites, and passes through it."""
 
+import functools
 import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -9,8 +10,16 @@ import jax
 import jax.numpy as jnp
 
 from pcn_jax.fused.example_axis import NotProvenError, follow_examples
+from pcn_jax.fused.loops import open_loops
 from pcn_jax.fused.plan import measured_in_place
-from pcn_jax.fused.program import Program, Slot, evaluate, flatten, needed_for
+from pcn_jax.fused.program import (
+    Program,
+    Slot,
+    dependent_on,
+    evaluate,
+    flatten,
+    needed_for,
+)
 from pcn_jax.fused.sites import Site, Taps, find_sites
 from pcn_jax.precision import at_least_float32
 
@@ -74,15 +83,22 @@ def trace(
     if known[program.outputs[0]] != 0:
         raise NotProvenError("the losses do not depend on the examples")
     slots = program.inputs[:number]
-    depends = set(slots)
-    for equation in of_losses.equations:
-        if depends.intersection(equation.inputs):
-            depends.update(equation.outputs)
+    depends = dependent_on(of_losses, slots)
     if any(
         jnp.issubdtype(program.types[x].dtype, jnp.complexfloating) for x in depends
     ):
         raise NotProvenError("gradients of complex numbers are not followed")
-    sites = find_sites(of_losses, known, depends)
+    opened = open_loops(program, known, depends)
+    program = opened.program
+    of_losses = needed_for(program, program.outputs[:1])._replace(
+        outputs=program.outputs[:1]
+    )
+    others = [x for x in of_losses.equations if x.outputs not in opened.loops]
+    found = functools.partial(find_sites, axes=opened.axes, depends=opened.depends)
+    sites = [
+        *found(of_losses._replace(equations=others)),
+        *found(of_losses._replace(equations=opened.inside)),
+    ]
     if not sites:
         raise NotProvenError("no parameter meets an example")
     uses = itertools.chain.from_iterable(site.params for site in sites)
@@ -109,27 +125,22 @@ def tap(
       Losses `[B]` in float32 or wider, the auxiliary output and the taps of each site.
     """
     program, sites = traced.program, traced.sites
-    place = {site.equation.outputs: k for k, site in enumerate(sites)}
-    probes = [
-        [
-            jnp.zeros(program.types[slot].shape, program.types[slot].dtype)
-            for slot in itertools.compress(site.equation.outputs, site.differentiable)
-        ]
+    probes = {
+        slot: jnp.zeros(program.types[slot].shape, program.types[slot].dtype)
         for site in sites
-    ]
+        for slot in _results(site)
+    }
 
-    def forward(probes: list[list[jax.Array]]) -> tuple[jax.Array, Any]:
+    def forward(probes: dict[Slot, jax.Array]) -> tuple[jax.Array, Any]:
         def add_probes(outputs: tuple[Slot, ...], results: list[Any]) -> list[Any]:
-            if outputs not in place:
-                return results
-            site, more = sites[place[outputs]], iter(probes[place[outputs]])
-            flags = site.differentiable
             return [
-                x + next(more) if flag else x
-                for x, flag in zip(results, flags, strict=True)
+                x + probes[slot] if slot in probes else x
+                for slot, x in zip(outputs, results, strict=True)
             ]
 
-        values = evaluate(program, given, add_probes)
+        # Open loops read those of their sites, whose slots nothing else fills.
+        constants = {**program.constants, **probes}
+        values = evaluate(program._replace(constants=constants), given, add_probes)
         operands = [{x: values[x] for x in site.axes} for site in sites]
         losses, *aux = (values[slot] for slot in program.outputs)
         return at_least_float32(losses), (operands, aux)
@@ -137,8 +148,16 @@ def tap(
     losses, pullback, (operands, aux) = jax.vjp(forward, probes, has_aux=True)
     seeds = seeds.astype(losses.dtype)
     (cotangents,) = pullback(seeds / jnp.maximum(seeds.sum(), 1))
-    taps = [Taps(*pair) for pair in zip(operands, cotangents, strict=True)]
+    taps = [
+        Taps(values, [cotangents[slot] for slot in _results(site)])
+        for site, values in zip(sites, operands, strict=True)
+    ]
     return losses, jax.tree.unflatten(traced.aux, aux), taps
+
+
+def _results(site: Site) -> list[Slot]:
+    """Those that have a derivative."""
+    return list(itertools.compress(site.equation.outputs, site.differentiable))
 
 
 def pull_back_to_params(
