@@ -14,7 +14,7 @@ from flax import linen as nn
 from pcn_jax.models import CNN, ResNet18
 from pcn_jax.models.pooling import max_pool
 
-Net = Literal["mlp", "narrow", "cnn", "wide", "resnet18"]
+Net = Literal["mlp", "narrow", "cnn", "wide", "resnet18", "transformer", "lstm"]
 Labels = Literal["balanced", "long-tailed"]
 TOO_LONG = "minutes a call, or out of memory"
 """Why a method that makes all class gradients at once is not run."""
@@ -49,8 +49,15 @@ class Case(NamedTuple):
             "cnn": 1_280,
             "wide": 1_280,
             "resnet18": 128,
+            "transformer": 640,
+            "lstm": 1_280,
         }
         return self.num_classes * self.batch_size <= most[self.net]
+
+    @property
+    def has_peers(self) -> bool:
+        """Whether PyTorch has the same net: its LSTM has a second bias."""
+        return self.net != "lstm"
 
     @property
     def classes(self) -> np.ndarray:
@@ -71,7 +78,12 @@ def cases(nets: tuple[Net, ...], classes: tuple[int, ...]) -> Iterator[Case]:
     A thousand classes are for the MLP alone; MLPs also come with a large batch, where
     inner products between examples cost most.
     """
-    sizes = {"mlp": [128, 1024], "narrow": [128, 1024], "resnet18": [64]}
+    sizes = {
+        "mlp": [128, 1024],
+        "narrow": [128, 1024],
+        "resnet18": [64],
+        "transformer": [64],
+    }
     for net in nets:
         for size in sizes.get(net, [128]):
             for number in classes:
@@ -110,6 +122,49 @@ class WideCNN(nn.Module):
         return nn.Dense(self.num_classes)(x.reshape(x.shape[0], -1))
 
 
+class Block(nn.Module):
+    """Attention and an MLP, each behind a LayerNorm and beside a shortcut."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array, _: None) -> tuple[jax.Array, None]:
+        """Maps tokens to tokens, as a step of a scan."""
+        width = x.shape[-1]
+        inner = nn.LayerNorm(epsilon=1e-5)(x)
+        x = x + nn.MultiHeadDotProductAttention(num_heads=4)(inner, inner)
+        inner = nn.Dense(4 * width)(nn.LayerNorm(epsilon=1e-5)(x))
+        return x + nn.Dense(width)(nn.gelu(inner, approximate=False)), None
+
+
+class Transformer(nn.Module):
+    """Four blocks, as one scanned layer, on 64 patches of 4 x 4; width 64."""
+
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps images to logits."""
+        x = nn.Conv(64, (4, 4), (4, 4))(x).reshape(len(x), 64, 64)
+        x = x + self.param("position", nn.initializers.normal(0.02), (64, 64))
+        blocks = nn.scan(
+            Block, variable_axes={"params": 0}, split_rngs={"params": True}, length=4
+        )
+        x, _ = blocks()(x, None)
+        return nn.Dense(self.num_classes)(x.mean(axis=1))
+
+
+class LSTM(nn.Module):
+    """A layer of 128, on the 32 rows of an image."""
+
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps images to logits."""
+        cell = nn.OptimizedLSTMCell(128, param_dtype=x.dtype)  # that of its state
+        states: Any = nn.RNN(cell)(x.reshape(len(x), 32, 96))
+        return nn.Dense(self.num_classes)(states.mean(axis=1))
+
+
 def build(net: Net, num_classes: int) -> nn.Module:
     """The net of a case."""
     makers: dict[str, Any] = {
@@ -118,6 +173,8 @@ def build(net: Net, num_classes: int) -> nn.Module:
         "cnn": CNN,
         "wide": WideCNN,
         "resnet18": ResNet18,
+        "transformer": Transformer,
+        "lstm": LSTM,
     }
     model: nn.Module = makers[net](num_classes=num_classes)
     return model

@@ -55,6 +55,30 @@ class Block(nn.Module):
         return torch.relu(self.long(x) + self.short(x))
 
 
+class Transformer(nn.Module):
+    """The same as in `benchmarks.cases`."""
+
+    def __init__(self, num_classes: int) -> None:
+        """Its blocks are PyTorch's own."""
+        super().__init__()
+        self.patches = nn.Conv2d(3, 64, 4, 4)
+        self.position = nn.Parameter(0.02 * torch.randn(64, 64))
+        self.blocks = nn.Sequential(
+            *(
+                nn.TransformerEncoderLayer(
+                    64, 4, 256, 0.0, "gelu", batch_first=True, norm_first=True
+                )
+                for _ in range(4)
+            )
+        )
+        self.head = nn.Linear(64, num_classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Maps images to logits."""
+        tokens = self.patches(x).flatten(2).transpose(1, 2) + self.position
+        return self.head(self.blocks(tokens).mean(1))
+
+
 def build(net: str, num_classes: int) -> nn.Module:
     """The nets of `benchmarks.cases`, for images with the channels first."""
     if net in ("mlp", "narrow"):
@@ -88,6 +112,8 @@ def build(net: str, num_classes: int) -> nn.Module:
             )
         ]
         return nn.Sequential(*layers, nn.Flatten(), nn.Linear(2048, num_classes))
+    if net == "transformer":
+        return Transformer(num_classes)
     blocks, before = [], 64
     for width in (64, 128, 256, 512):
         blocks += [Block(before, width, 1 + (width > 64)), Block(width, width, 1)]
