@@ -89,6 +89,16 @@ def test_a_loop_returns_no_more_than_is_needed() -> None:
     assert stacks == [(SIZE, 5), (4, SIZE, 5), (4, SIZE, 5)]  # the last state, all, h@w
 
 
+@pytest.mark.parametrize(
+    ("name", "expected"), [("layers", False), ("one layer again", True)]
+)
+def test_what_a_step_would_compute_again_is_not_kept(name: str, expected: bool) -> None:
+    case = OPENED[name]
+    function = pcn_jax.pcn_value_and_grad(case.loss, NUM_CLASSES, path="fused")
+    jaxpr = jax.make_jaxpr(function)(case.params, case.inputs, LABELS)
+    assert ("checkpoint[" in str(jaxpr)) is expected  # in the pass back
+
+
 def test_layers_in_bfloat16() -> None:
     case = OPENED["layers"]
     with jax.numpy_dtype_promotion("standard"):

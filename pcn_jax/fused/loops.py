@@ -326,9 +326,9 @@ class _Opening:
         """Adds the loop itself, which takes probes and returns stacks."""
         loop, body, carry = self.loop, self.body, self.loop.scan.carry
         kept = [slot for slot in body.inputs if slot not in loop.alone]
-        # As often as they are used: who looks at the program must not think once.
-        params = [x for step in loop.during for x in step.operands if x in loop.alone]
-        given = [*kept, *(slot for slot in params if slot is not None)]
+        # As often as they are used, as in a program without loops.
+        uses = [x for step in loop.during for x in step.operands if x in loop.alone]
+        given = [*kept, *(slot for slot in uses if slot is not None)]
         operands = [self.outer[slot] for slot in given]
         operands += [probe.slot for probe in self.probes]
         inputs = tuple(dict.fromkeys(operands))
@@ -366,8 +366,9 @@ class _Opening:
                 stacks = [found[slot] for slot in stacked]
                 return results[: len(carried)], results[len(carried) :] + stacks
 
+            again = jax.checkpoint(step) if body.has_checkpoints else step
             start = [known[slot] for slot in body.inputs[carry]]
-            last, rest = lax.scan(step, start, (scanned, added), **options)
+            last, rest = lax.scan(again, start, (scanned, added), **options)
             return [*last, *rest]
 
         outputs = (*loop.equation.outputs, *self.stacks.values())

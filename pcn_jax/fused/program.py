@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jax.extend import core
 
+_CHECKPOINTS = ("checkpoint", "remat", "remat2")
 _CALLS = dict.fromkeys(
-    ["jit", "pjit", "closed_call", "core_call", "checkpoint", "remat", "remat2"],
-    "jaxpr",
+    ["jit", "pjit", "closed_call", "core_call", *_CHECKPOINTS], "jaxpr"
 )
 _WITH_DERIVATIVES = dict.fromkeys(["custom_jvp_call", "custom_vjp_call"], "call_jaxpr")
 """Primitives that call a function, and the parameter that has it."""
@@ -50,6 +50,7 @@ class Program(NamedTuple):
       outputs: Slots of the results.
       constants: What fills the slots that neither arguments nor equations fill.
       types: Shape and dtype of each slot.
+      has_checkpoints: Whether a part of it was under `jax.checkpoint`.
     """
 
     equations: list[Equation]
@@ -57,6 +58,7 @@ class Program(NamedTuple):
     outputs: list[Slot]
     constants: dict[Slot, Any]
     types: list[Any]
+    has_checkpoints: bool = False
 
     def shape(self, slot: Slot) -> tuple[int, ...]:
         """Shape of the value in a slot."""
@@ -79,6 +81,7 @@ def flatten(closed: core.ClosedJaxpr, *, differentiable: bool = True) -> Program
     types: list[Any] = []
     constants: dict[Slot, Any] = {}
     equations: list[Equation] = []
+    checkpoints: list[str] = []
 
     def new_slot(atom: Any) -> Slot:
         types.append(atom.aval)
@@ -102,6 +105,8 @@ def flatten(closed: core.ClosedJaxpr, *, differentiable: bool = True) -> Program
             return slots[atom]
 
         for eqn in jaxpr.eqns:
+            if eqn.primitive.name in _CHECKPOINTS:
+                checkpoints.append(eqn.primitive.name)
             if eqn.primitive.name in calls:
                 inner, inner_consts = _opened(eqn.params[calls[eqn.primitive.name]])
                 outputs = visit(inner, inner_consts, map(read, eqn.invars))
@@ -113,7 +118,7 @@ def flatten(closed: core.ClosedJaxpr, *, differentiable: bool = True) -> Program
 
     inputs = [new_slot(variable) for variable in closed.jaxpr.invars]
     outputs = visit(closed.jaxpr, closed.consts, inputs)
-    return Program(equations, inputs, outputs, constants, types)
+    return Program(equations, inputs, outputs, constants, types, bool(checkpoints))
 
 
 def needed_for(program: Program, results: Iterable[Slot]) -> Program:
