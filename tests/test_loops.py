@@ -96,7 +96,8 @@ def test_what_a_step_would_compute_again_is_not_kept(name: str, expected: bool) 
     case = OPENED[name]
     function = pcn_jax.pcn_value_and_grad(case.loss, NUM_CLASSES, path="fused")
     jaxpr = jax.make_jaxpr(function)(case.params, case.inputs, LABELS)
-    assert ("checkpoint[" in str(jaxpr)) is expected  # in the pass back
+    named = any(name in str(jaxpr) for name in ("remat", "checkpoint"))
+    assert named is expected  # in the pass back, by the name that JAX has for it
 
 
 def test_layers_in_bfloat16() -> None:
