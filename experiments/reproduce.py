@@ -84,7 +84,7 @@ brackets: 95 % intervals over five seeds, by bootstrap; comparisons are paired, 
 the runs of a seed start from the same parameters and see the same data. Recalls are
 of test data at the last step unless said otherwise. Learning rates come from one grid
 for all methods (of Adam another), chosen on validation data with other seeds (one on
-CIFAR-10, two or three on digits), and are kept in
+CIFAR-10, but three on animals-vehicles; two or three on digits), and are kept in
 [experiments/learning_rates](experiments/learning_rates). A claim *holds* if
 everything that is listed under it was seen, each with its whole interval; it *holds
 in part* if some was. Intervals over five seeds are too narrow: on normal data they
@@ -112,12 +112,13 @@ and the rarest third of more; macro recall is the mean of the recalls of the cla
 _NOT_RUN = """## Not run
 
 - VGG16 and ResNet18, which want an accelerator; the ResNet of C8 saw digits only.
-- CIFAR-100; animals against vehicles, horse against deer and five classes but in C8
-  and C11.
+- CIFAR-100; animals against vehicles, horse against deer and five classes but in C8,
+  C11 and C12.
 - GD, PCNGD and PCNSGD+R on the CNN, the ResNet and the set-ups just named.
 - The two halves of a class against all pairs of its examples in training: their spread
   is in the figure of C10.
-- Several seeds in the search of learning rates on CIFAR-10: it had one.
+- Several seeds in the search of learning rates on CIFAR-10, but on animals against
+  vehicles: it had one.
 """
 
 

@@ -26,7 +26,8 @@ def clip_by_class_norm(max_norm: float) -> optax.GradientTransformationExtraArgs
 
     Args:
       max_norm: Norm of a class-mean gradient up to which it is left in proportion; a
-        non-negative number in the units of the loss over those of the parameters.
+        non-negative number in the units of the loss over those of the parameters. Of
+        0.1, 1 and 10 the first did best in our runs (RESULTS.md, C11).
 
     Returns:
       A stateless transformation of class gradients. Its `update` needs the extra
