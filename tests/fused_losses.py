@@ -233,6 +233,13 @@ def crossed(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
     return cross_entropy(dense(jnp.tanh(mixed).mean(axis=1), params["head"]), y)
 
 
+def joined(params: Any, x: jax.Array, y: jax.Array, more: Any) -> jax.Array:
+    """Kernels joined with each other, and one with numbers that are none."""
+    both = jnp.concatenate([params["left"], params["right"]], axis=1)
+    other = jnp.concatenate([params["other"], more], axis=1)
+    return cross_entropy(jnp.tanh(x @ both) @ other, y)
+
+
 CASES = {
     "mlp": Case(mlp, MLP, normal(3, SIZE, 6)),
     "conv": _cnn((3, 3, 2, 4)),
@@ -304,6 +311,16 @@ CASES = {
     ),
     "one matrix each": Case(
         one_matrix_each, normal(75, 2, 6, NUM_CLASSES), normal(3, SIZE, 6)
+    ),
+    "joined": Case(
+        joined,
+        {
+            "left": normal(78, 6, 2),
+            "right": normal(79, 6, 3),
+            "other": normal(80, 5, 2),
+        },
+        normal(3, SIZE, 6),
+        (normal(81, 5, 1),),
     ),
     "crossed": Case(
         crossed,

@@ -160,6 +160,12 @@ def masked_steps(params: Any, x: jax.Array, y: jax.Array, key: Any) -> jax.Array
     return head(params, last, y)
 
 
+def no_steps(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
+    """No layers, and a kernel without numbers."""
+    last, _ = lax.scan(lambda h, w: (jnp.tanh(h @ w), None), x[:, 0], params["w"])
+    return head(params, last + x[:, 0, :0] @ params["none"], y)
+
+
 def weights_that_change(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
     """The loop carries parameters."""
 
@@ -218,6 +224,11 @@ OPENED = {
         SEQUENCES,
     ),
     "nested": Case(nested, {"blocks": stacked(BLOCK), "head": HEAD}, SEQUENCES),
+    "no steps": Case(
+        no_steps,
+        {"w": _SQUARES[:0], "none": normal(98, 0, WIDTH), "head": HEAD},
+        SEQUENCES,
+    ),
     "masked steps": Case(
         masked_steps, {"w": _SQUARES, "head": HEAD}, SEQUENCES, (jax.random.key(1),)
     ),

@@ -54,7 +54,7 @@ def open_loops(program: Program, axes: dict[Slot, Axis], depends: set[Slot]) -> 
     """Opens the loops in which parameters meet examples, where that is possible.
 
     A loop stays as it is if it carries, or returns, what depends on parameters but not
-    on examples.
+    on examples, or if it has no steps.
 
     Args:
       program: The program. Loops whose results have no `axes` are left alone.
@@ -70,7 +70,8 @@ def open_loops(program: Program, axes: dict[Slot, Axis], depends: set[Slot]) -> 
     opened = Opened(own, {**axes}, {*depends}, loops=set(), inside=[])
     for equation in program.equations:
         loop = None
-        if equation.primitive == "scan" and axes.keys() >= {*equation.outputs}:
+        is_known = axes.keys() >= {*equation.outputs}
+        if equation.primitive == "scan" and is_known and equation.params["length"]:
             loop = _look_into(equation, program, axes, depends)
         if loop is None:
             opened.program.equations.append(equation)

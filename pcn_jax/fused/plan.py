@@ -199,18 +199,22 @@ def block_size(
     return min(max(min(block, largest), least, 1), size)
 
 
-def measured_in_place(program: Program, slots: Iterable[Slot]) -> set[Slot]:
-    """Those of `slots` that are a parameter as it is, reshaped, transposed or cast.
+def measured_in_place(
+    program: Program, params: Iterable[Slot], slots: Iterable[Slot]
+) -> set[Slot]:
+    """Those of `slots` that are parameters as they are, reshaped, cast or joined.
 
-    Their gradient has the norm of the parameter's, if nothing else uses the parameter.
+    Their gradient has the norm of the parameters', if nothing else uses those.
 
     Args:
       program: The program of the losses.
+      params: The parameters.
       slots: Values that depend on parameters alone.
 
     Returns:
       The slots for which this holds.
     """
+    leaves = set(params)
     made_by = {
         slot: equation for equation in program.equations for slot in equation.outputs
     }
@@ -222,9 +226,11 @@ def measured_in_place(program: Program, slots: Iterable[Slot]) -> set[Slot]:
     def is_view(slot: Slot) -> bool:
         if uses.get(slot) != 1:
             return False
-        if slot in program.inputs:
+        if slot in leaves:
             return True
         equation = made_by.get(slot)
+        if equation is not None and equation.primitive == "concatenate":
+            return all(map(is_view, equation.inputs))
         if equation is None or equation.primitive not in _VIEWS:
             return False
         (operand,) = equation.inputs

@@ -133,12 +133,17 @@ def find_sites(
             for slot in dict.fromkeys(equation.inputs)
             if slot in depends and axes[slot] is None and is_float(program.types[slot])
         )
+        if any(
+            all(0 in program.shape(slot) for slot in slots)
+            for slots in (params, equation.outputs)
+        ):
+            continue  # no parameter, or none with numbers, or nothing comes of it
         differentiable = tuple(is_float(program.types[x]) for x in equation.outputs)
         found = list(
             itertools.compress((axes[x] for x in equation.outputs), differentiable)
         )
         out_axes = tuple(axis for axis in found if axis is not None)
-        if not params or not out_axes:
+        if not out_axes:
             continue
         if len(out_axes) != len(found):
             raise NotProvenError(f"{equation.primitive!r} has results of both kinds")

@@ -105,7 +105,7 @@ def trace(
     return Traced(
         program,
         sites,
-        measured_in_place(of_losses, set(uses)),
+        measured_in_place(of_losses, slots, set(uses)),
         slots,
         jax.tree.structure(shapes[1]),
     )
