@@ -63,12 +63,12 @@ _MUCH = 0.05
 _NOTES = """\
 Early stopping: the parameters are those of the log-spaced measurement with the best
 macro recall on validation data, and the learning rate is that for which it is best, on
-the same grid as elsewhere; so these are not the runs of the other claims. *At the end*: of
-the same runs. What the minority loses from the stop to the end is not lost as in C9:
+the same grid as elsewhere; so these are not the runs of the other claims. *At the end*:
+of the same runs. What the minority loses from the stop to the end is not lost as in C9:
 its training loss falls, so its few examples are learned by heart, and so is the
 majority, while other examples of the minority are taken for the majority. Clipping
-leaves a norm of 1. In the figure a dot has its interval and is of early stopping, a ring
-of the end. Not run: the CNN and the ResNet; clipping at 0.1; PCNSGD+R and
+leaves a norm of 1. In the figure a dot has its interval and is of early stopping, a
+ring of the end. Not run: the CNN and the ResNet; clipping at 0.1; PCNSGD+R and
 PCNSGD+clip."""
 
 
