@@ -60,16 +60,17 @@ _ADVISED: dict[AlgorithmName, tuple[AlgorithmName, ...]] = {
 """What we advise, and with what each is compared: one oversamples, one does not."""
 _MUCH = 0.05
 """Macro recall by which the one rule may be below the best of all."""
+_LOST = 0.1
+"""Training loss by which a class that is lost again, as in C9, is above its least."""
 _NOTES = """\
 Early stopping: the parameters are those of the log-spaced measurement with the best
 macro recall on validation data, and the learning rate is that for which it is best, on
 the same grid as elsewhere; so these are not the runs of the other claims. *At the end*:
 of the same runs. What the minority loses from the stop to the end is not lost as in C9:
-its training loss falls, so its few examples are learned by heart, and so is the
-majority, while other examples of the minority are taken for the majority. Clipping
-leaves a norm of 1. In the figure a dot has its interval and is of early stopping, a
-ring of the end. Not run: the CNN and the ResNet; clipping at 0.1; PCNSGD+R and
-PCNSGD+clip."""
+its few examples stay learned, by heart, and so does the majority, while other examples
+of the minority are taken for the majority. Clipping leaves a norm of 1. In the figure a
+dot has its interval and is of early stopping, a ring of the end. Not run: the CNN and
+the ResNet; clipping at 0.1; PCNSGD+R and PCNSGD+clip."""
 
 
 def find(size: Size) -> Finding:
@@ -140,7 +141,7 @@ def stopping_early(setup: Experiment) -> Experiment:
 
 
 def _forgotten(study: Study) -> list[Effect]:
-    """Whether the minority is learned by heart after the stop, and recognised less."""
+    """Whether the minority is recognised less after the stop, but stays learned."""
     effects = []
     for name in _BALANCING:
         curves = study[name]
@@ -151,9 +152,9 @@ def _forgotten(study: Study) -> list[Effect]:
         effects.append(
             Effect(
                 f"{_FORGETFUL}, {ALGORITHMS[name].label}: from the stop to the end the "
-                f"minority's training loss changes by {loss}, and so falls, and its "
-                f"test recall by {recall}, and falls, too",
-                loss.high < 0 and recall.high < 0,
+                f"minority's test recall changes by {recall}, and so falls, and its "
+                f"training loss by {loss}, at most {_LOST} up",
+                recall.high < 0 and loss.high <= _LOST,
             )
         )
     return effects
