@@ -73,7 +73,7 @@ def test_what_cannot_be_opened_takes_the_masked_path(name: str) -> None:
     plan = pcn_jax.pcn_plan(case.loss, NUM_CLASSES)(case.params, case.inputs, LABELS)
     assert plan.path == "masked"
     with pytest.warns(UserWarning, match="path='masked'"):
-        pcn_jax.pcn_value_and_grad(case.loss, NUM_CLASSES)(
+        jax.jit(pcn_jax.pcn_value_and_grad(case.loss, NUM_CLASSES))(
             case.params, case.inputs, LABELS
         )
 
@@ -107,7 +107,7 @@ def test_layers_in_bfloat16() -> None:
             lambda x: x.astype(jnp.bfloat16), (case.params, case.inputs)
         )
         directions = [
-            pcn_jax.pcn_value_and_grad(case.loss, NUM_CLASSES, path=path)(
+            jax.jit(pcn_jax.pcn_value_and_grad(case.loss, NUM_CLASSES, path=path))(
                 params, inputs, LABELS
             )[1]
             for path in ("fused", "masked")
