@@ -93,6 +93,17 @@ def twice_in_a_step(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
     return head(params, last, y)
 
 
+def not_only_added(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
+    """Products that are added, but have another gradient: used again, or returned."""
+
+    def step(h: jax.Array, now: jax.Array) -> tuple[jax.Array, jax.Array]:
+        again, returned = h @ params["w"], h @ params["v"]
+        return (again + now) * jnp.tanh(again) + (returned + now), returned
+
+    last, products = lax.scan(step, x[:, 0], x.transpose(1, 0, 2))
+    return head(params, jnp.tanh(last) + products.sum(axis=0), y)
+
+
 def slices_twice(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
     """The same in layers, one of which is also used outside."""
 
@@ -210,6 +221,11 @@ OPENED = {
     "twice in a step": Case(
         twice_in_a_step,
         {"w": _SQUARES[0], "b": normal(95, WIDTH), "head": HEAD},
+        SEQUENCES,
+    ),
+    "not only added": Case(
+        not_only_added,
+        {"w": _SQUARES[0], "v": _SQUARES[1], "head": HEAD},
         SEQUENCES,
     ),
     "slices twice": Case(slices_twice, {"w": _SQUARES, "head": HEAD}, SEQUENCES),

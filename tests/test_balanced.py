@@ -18,6 +18,7 @@ import pcn_jax
 from pcn_jax import pcn_value_and_grad, weights
 from pcn_jax.fused import gradients, plan
 
+EVERY = CASES | OPENED
 LINKS = {
     "norm": ([pcn_jax.scale_by_class_norm()], weights.inverse_norm()),
     "clipping": (
@@ -91,7 +92,7 @@ def assert_close(actual: Any, expected: Any, atol: float = 1e-13) -> None:
 def assert_as_by_a_chain(name: str) -> None:
     """The fused direction of a case, in float64."""
     with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
-        case = Case(CASES[name].loss, *in_float64(tuple(CASES[name][1:])))
+        case = Case(EVERY[name].loss, *in_float64(tuple(EVERY[name][1:])))
         _, _, direction = explicit(case, LINKS["norm"][0])
         assert_close(fused(case)[1], direction)
 
@@ -99,10 +100,10 @@ def assert_as_by_a_chain(name: str) -> None:
 class TestEquality:
     """In float64, with everything that can be asked for."""
 
-    @pytest.mark.parametrize("name", CASES | OPENED)
+    @pytest.mark.parametrize("name", EVERY)
     def test_every_loss(self, name: str) -> None:
         with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
-            loss, *given = (CASES | OPENED)[name]
+            loss, *given = EVERY[name]
 
             @jax.jit
             def both(params: Any, inputs: Any, args: Any) -> Any:
@@ -128,7 +129,16 @@ class TestEquality:
             assert_close(with_reference.statistics.alignment, alignment, atol=1e-12)
 
     @pytest.mark.parametrize(
-        "name", ["conv", "strided conv", "grouped conv", "attention", "one matrix each"]
+        "name",
+        [
+            "conv",
+            "strided conv",
+            "grouped conv",
+            "attention",
+            "one matrix each",
+            "layers",
+            "one layer again",
+        ],
     )
     def test_the_ways_of_accelerators(
         self, name: str, monkeypatch: pytest.MonkeyPatch
