@@ -112,7 +112,7 @@ def _look_into(
     scan = follow_scan(equation, program, axes)
     body = needed_for(scan.body, scan.body.outputs)
     known = follow_examples(body, scan.axes)
-    inside = _dependent_on(
+    inside = _dependent_in_any_step(
         {
             inner
             for inner, slot in zip(body.inputs, equation.operands, strict=True)
@@ -142,7 +142,7 @@ def _look_into(
     )
 
 
-def _dependent_on(given: set[Slot], scan: Scan) -> set[Slot]:
+def _dependent_in_any_step(given: set[Slot], scan: Scan) -> set[Slot]:
     """All slots of a body that depend on some, also through what the loop carries."""
     carried = list(zip(scan.body.inputs[scan.carry], scan.body.outputs, strict=False))
     while True:

@@ -76,9 +76,7 @@ def trace(
         *[0] * len(counted),
         *[None] * (len(program.inputs) - number - len(counted)),
     ]
-    of_losses = needed_for(program, program.outputs[:1])._replace(
-        outputs=program.outputs[:1]
-    )
+    of_losses = _of_losses(program)
     known = follow_examples(of_losses, axes)
     if known[program.outputs[0]] != 0:
         raise NotProvenError("the losses do not depend on the examples")
@@ -90,9 +88,7 @@ def trace(
         raise NotProvenError("gradients of complex numbers are not followed")
     opened = open_loops(program, known, depends)
     program = opened.program
-    of_losses = needed_for(program, program.outputs[:1])._replace(
-        outputs=program.outputs[:1]
-    )
+    of_losses = _of_losses(program)
     others = [x for x in of_losses.equations if x.outputs not in opened.loops]
     found = functools.partial(find_sites, axes=opened.axes, depends=opened.depends)
     sites = [
@@ -109,6 +105,12 @@ def trace(
         slots,
         jax.tree.structure(shapes[1]),
     )
+
+
+def _of_losses(program: Program) -> Program:
+    """Without what only the auxiliary output needs."""
+    losses = program.outputs[:1]
+    return needed_for(program, losses)._replace(outputs=losses)
 
 
 def tap(
