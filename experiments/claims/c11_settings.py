@@ -6,11 +6,11 @@ import itertools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 from tabulate import tabulate
 
+from experiments.claims.drawing import Dot, draw_dots
 from experiments.claims.finding import Effect, Finding, Size
 from experiments.claims.measures import (
     macro_recall,
@@ -18,7 +18,6 @@ from experiments.claims.measures import (
     rates_that_work,
 )
 from experiments.experiment import SETUPS, Experiment
-from experiments.figures import COLOURS, STYLE
 from experiments.intervals import Interval, difference, interval
 from experiments.study import Curves, collect
 from pcn_jax.training import ALGORITHMS, AlgorithmName, OptimizerConfig
@@ -324,29 +323,13 @@ def _label(label: str, algorithm: AlgorithmName) -> str:
 
 
 def _draw(studies: Mapping[str, _Runs]) -> Figure:
-    keys = list(dict.fromkeys(key for runs in studies.values() for key in runs))
-    in_a_row = min(len(studies), 5)
-    rows = -(-len(studies) // in_a_row)
-    with plt.style.context(STYLE):
-        figure, axes = plt.subplots(
-            rows,
-            in_a_row,
-            figsize=(2.2 * in_a_row + 1.6, rows * (0.17 * len(keys) + 0.6) + 0.3),
-            sharey=True,
-            squeeze=False,
-        )
-        for axis in axes.flat[len(studies) :]:
-            axis.remove()
-        for axis, (setup, runs) in zip(axes.flat, studies.items(), strict=False):
-            for key, curves in runs.items():
-                found = interval(_MEASURES[_OVER](curves))
-                y, colour = keys.index(key), COLOURS[key[1]]
-                axis.plot([found.low, found.high], [y, y], color=colour, linewidth=1.4)
-                axis.plot(found.mean, y, "o", color=colour, markersize=4)
-            one = _MEASURES[_OVER](runs[_ONE])
-            axis.axvline(float(one.mean()), color="#999999", linewidth=0.8)
-            axis.set_title(setup, loc="left", fontweight="bold", fontsize=8)
-            axis.set_yticks(range(len(keys)), [_label(*key) for key in keys])
-        axes[0][0].invert_yaxis()
-        figure.supxlabel("macro recall over training", fontsize=8)
-    return figure
+    over = _MEASURES[_OVER]
+    panels = {
+        setup: [
+            Dot(_label(*key), key[1], interval(over(curves)))
+            for key, curves in runs.items()
+        ]
+        for setup, runs in studies.items()
+    }
+    lines = {setup: float(over(runs[_ONE]).mean()) for setup, runs in studies.items()}
+    return draw_dots(panels, in_a_row=5, what=f"macro recall {_OVER}", lines=lines)

@@ -4,11 +4,11 @@ import dataclasses
 import functools
 from collections.abc import Mapping
 
-import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 from tabulate import tabulate
 
+from experiments.claims.drawing import Dot, draw_dots
 from experiments.claims.finding import Effect, Finding, Size
 from experiments.claims.measures import (
     at_the_best,
@@ -18,7 +18,6 @@ from experiments.claims.measures import (
     stopped_at,
 )
 from experiments.experiment import SETUPS, Experiment
-from experiments.figures import COLOURS, STYLE
 from experiments.intervals import difference, interval
 from experiments.study import Study, collect
 from pcn_jax.training import ALGORITHMS, AlgorithmName
@@ -210,31 +209,17 @@ def _on_average(studies: Mapping[str, Study]) -> Effect:
 
 
 def _draw(studies: Mapping[str, Study]) -> Figure:
-    in_a_row = min(len(studies), 4)
-    rows = -(-len(studies) // in_a_row)
-    labels = [ALGORITHMS[name].label for name in next(iter(studies.values()))]
-    with plt.style.context(STYLE):
-        figure, axes = plt.subplots(
-            rows,
-            in_a_row,
-            figsize=(2.2 * in_a_row + 1.2, rows * (0.19 * len(labels) + 0.6) + 0.3),
-            sharey=True,
-            squeeze=False,
-        )
-        for axis in axes.flat[len(studies) :]:
-            axis.remove()
-        for axis, (setup, study) in zip(axes.flat, studies.items(), strict=False):
-            for y, (name, curves) in enumerate(study.items()):
-                recall, colour = macro_recall(curves), COLOURS[name]
-                stopped = interval(at_the_best(curves, recall))
-                axis.plot([stopped.low, stopped.high], [y, y], color=colour)
-                axis.plot(stopped.mean, y, "o", color=colour, markersize=4)
-                end = float(recall[:, -1].mean())
-                axis.plot(end, y, "o", color=colour, markersize=4, fillstyle="none")
-            axis.set_title(setup, loc="left", fontweight="bold", fontsize=8)
-            axis.set_yticks(range(len(labels)), labels)
-        axes[0][0].invert_yaxis()
-        figure.supxlabel(
-            "macro recall: with early stopping ●, at the end ○", fontsize=8
-        )
-    return figure
+    panels = {}
+    for setup, study in studies.items():
+        recalls = {name: macro_recall(curves) for name, curves in study.items()}
+        panels[setup] = [
+            Dot(
+                ALGORITHMS[name].label,
+                name,
+                interval(at_the_best(study[name], recall)),
+                ring=float(recall[:, -1].mean()),
+            )
+            for name, recall in recalls.items()
+        ]
+    what = "macro recall: with early stopping ●, at the end ○"
+    return draw_dots(panels, in_a_row=4, what=what)

@@ -1,4 +1,4 @@
-"""Curves over steps, one colour an algorithm, as most claims draw them."""
+"""Curves over steps, and numbers of many rules: one colour an algorithm."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -8,7 +8,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.claims.measures import rare_loss, rare_recall
-from experiments.figures import STYLE, band, log_steps
+from experiments.figures import COLOURS, STYLE, band, log_steps
+from experiments.intervals import Interval
 from experiments.study import Study
 from pcn_jax.training import AlgorithmName
 
@@ -27,6 +28,22 @@ class Panel(NamedTuple):
     steps: np.ndarray
     values: Mapping[AlgorithmName, np.ndarray]
     limits: tuple[float, float] | None = None
+
+
+class Dot(NamedTuple):
+    """A number of one rule.
+
+    Attributes:
+      label: What the row is called.
+      algorithm: Gives the colour.
+      found: The number.
+      ring: Another one beside it.
+    """
+
+    label: str
+    algorithm: AlgorithmName
+    found: Interval
+    ring: float | None = None
 
 
 def minority_loss(study: Study, *, at_most: float | None = None) -> Panel:
@@ -85,4 +102,53 @@ def draw_panels(panels: Sequence[Panel]) -> Figure:
             for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
         }
         figure.legend(handles.values(), handles.keys(), loc="outside right upper")
+    return figure
+
+
+def draw_dots(
+    panels: Mapping[str, Sequence[Dot]],
+    *,
+    in_a_row: int,
+    what: str,
+    lines: Mapping[str, float] | None = None,
+) -> Figure:
+    """Numbers with their intervals, one row a rule and one panel a set-up.
+
+    Args:
+      panels: By title. Where a panel lacks a label that others have, its row is empty.
+      in_a_row: Panels side by side.
+      what: What the numbers are.
+      lines: Where a panel has a grey line, by title.
+
+    Returns:
+      The figure.
+    """
+    labels = list(dict.fromkeys(dot.label for dots in panels.values() for dot in dots))
+    columns = min(len(panels), in_a_row)
+    rows = -(-len(panels) // columns)
+    with plt.style.context(STYLE):
+        figure, axes = plt.subplots(
+            rows,
+            columns,
+            figsize=(2.2 * columns + 1.6, rows * (0.18 * len(labels) + 0.6) + 0.3),
+            sharey=True,
+            squeeze=False,
+        )
+        for axis in axes.flat[len(panels) :]:
+            axis.remove()
+        for axis, (title, dots) in zip(axes.flat, panels.items(), strict=False):
+            for dot in dots:
+                y, colour = labels.index(dot.label), COLOURS[dot.algorithm]
+                span = [dot.found.low, dot.found.high]
+                axis.plot(span, [y, y], color=colour, linewidth=1.4)
+                axis.plot(dot.found.mean, y, "o", color=colour, markersize=4)
+                if dot.ring is not None:
+                    ring = {"markersize": 4, "fillstyle": "none"}
+                    axis.plot(dot.ring, y, "o", color=colour, **ring)
+            if lines:
+                axis.axvline(lines[title], color="#999999", linewidth=0.8)
+            axis.set_title(title, loc="left", fontweight="bold", fontsize=8)
+            axis.set_yticks(range(len(labels)), labels)
+        axes[0][0].invert_yaxis()
+        figure.supxlabel(what, fontsize=8)
     return figure
