@@ -91,7 +91,7 @@ class TrainConfig:
     sampler: SamplerName | None = None
     """How batches are drawn, if not as the algorithm does."""
 
-    max_norm: float = 1.0
+    max_norm: float = 0.1
     """pcnsgd+clip, pcnsgd+o+clip: norm above which a class-mean gradient is clipped."""
 
     min_norm: float = 0.3
