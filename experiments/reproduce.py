@@ -106,7 +106,7 @@ and the rarest third of more; macro recall is the mean of the recalls of the cla
 | +O | equally many examples of each class | as without |
 | +R | as SGD | 1 / (its norm · p), p its cosine with that of all data |
 | +RW | as SGD | 1 / C |
-| +clip | as SGD, or +O | 1 / max(its norm, 1) |
+| +clip | as SGD, or +O | 1 / max(its norm, 0.1) |
 | +split | as SGD | 1 / max(its norm without the noise, 0.3), from two halves of it |
 """
 _NOT_RUN = """## Not run

@@ -84,9 +84,12 @@ def _split(name: str, field: str, value: float) -> Variant:
     return Variant(f"{name} {value:g}", "pcnsgd+split", {field: value})
 
 
-CLIPS = [
-    Variant(f"norm {norm:g}", "pcnsgd+o+clip", {"max_norm": norm}) for norm in (0.1, 10)
-]
+def _clip(algorithm: AlgorithmName, norm: float) -> Variant:
+    return Variant(f"norm {norm:g}", algorithm, {"max_norm": norm})
+
+
+CLIPS = [_clip("pcnsgd+clip", 1.0), _clip("pcnsgd+o+clip", 1.0)]
+LARGE_CLIPS = [_clip("pcnsgd+o+clip", 10.0)]
 ALIGNMENTS = [_split("alignment", "min_split_alignment", x) for x in (0.0, 1.0)]
 FLOORS = [_split("floor", "min_norm", x) for x in (1.0, 10.0)]
 DECAYS = [_split("decay", "decay", x) for x in (0.0, 0.9)]
@@ -120,7 +123,7 @@ _MEASURES: dict[str, Callable[[Curves], np.ndarray]] = {
     _OVER: lambda curves: over_log_steps(macro_recall(curves)),
 }
 _Key = tuple[str, AlgorithmName]
-_ONE: _Key = (CLIPS[0].label, "pcnsgd+o+clip")
+_ONE: _Key = ("", "pcnsgd+o+clip")
 _AS_THEY_COME: _Key = ("", "pcnsgd+split")
 """The rule for batches that cannot be oversampled; compared on such batches."""
 _Runs = dict[_Key, Curves]
@@ -188,9 +191,9 @@ def find(size: Size) -> Finding:
 def variants(setup: str, size: Size) -> list[Variant]:
     """What is compared on a set-up."""
     if size == "fast":
-        return [*PLAIN, *CLIPS[:1], *FLOORS[-1:]]
-    everywhere = [*PLAIN, *OVERSAMPLED, *AVERAGES, *CLIPS[:1]]
-    settings = [*everywhere, *CLIPS[1:], *ALIGNMENTS, *FLOORS, *DECAYS]
+        return [*PLAIN, *CLIPS[1:], *FLOORS[-1:]]
+    everywhere = [*PLAIN, *OVERSAMPLED, *AVERAGES, *CLIPS]
+    settings = [*everywhere, *LARGE_CLIPS, *ALIGNMENTS, *FLOORS, *DECAYS]
     return {
         "automobile-truck-mlp": [*settings, *CLASS_MOMENTUM, *BEHIND],
         "cifar10-multi-mlp": [
@@ -229,7 +232,8 @@ def _effects(setup: str, runs: _Runs) -> list[Effect]:
         ]
     over = _MEASURES[_OVER]
     behind = itertools.product(_OPTIMIZERS, (_ONE[1], _AS_THEY_COME[1]))
-    for key in (*behind, *((clip.label, clip.algorithm) for clip in CLIPS)):
+    clips = ((clip.label, clip.algorithm) for clip in (*CLIPS, *LARGE_CLIPS))
+    for key in (*behind, *clips):
         if key in runs:
             less = difference(over(runs[key]), over(runs["", key[1]]))
             effects.append(
