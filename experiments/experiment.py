@@ -239,18 +239,14 @@ SETUPS: dict[str, Experiment] = {
         name="digits-halves-resnet32",
         data=DATA_SETUPS["digits-halves"],
         model=ModelConfig(name="resnet32", norm="group"),
-        train=TrainConfig(
-            steps=100, batch_size=64, reference_every=10, measurements_per_decade=5
-        ),
+        train=TrainConfig(steps=100, batch_size=64, measurements_per_decade=5),
     ),
     "automobile-truck-cnn": Experiment(
         name="automobile-truck-cnn",
         search_seeds=(100,),
         data=DATA_SETUPS["automobile-truck"],
         model=ModelConfig(name="cnn"),
-        train=TrainConfig(
-            steps=300, batch_size=128, reference_every=10, measurements_per_decade=5
-        ),
+        train=TrainConfig(steps=300, batch_size=128, measurements_per_decade=5),
     ),
     "automobile-truck-mlp": _mlp("automobile-truck", batch_size=128, steps=1000),
     "horse-deer-mlp": _mlp("horse-deer", batch_size=128, steps=1000),
