@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pcn_jax.arguments import Fixed, of_arrays, take_out_arrays
 from pcn_jax.checks import check_labels
 from pcn_jax.class_gradients import ClassValue, ClassValueAndGrad
 from pcn_jax.class_sums import ClassSums, add, to_means, to_sums
@@ -60,9 +61,14 @@ def accumulate(
         )
     loop = resolve_loop(loop)
 
-    @jax.jit
+    @functools.partial(jax.jit, static_argnums=0)
     def part(
-        k: jax.Array, params: chex.ArrayTree, inputs: Any, labels: jax.Array, *args: Any
+        fixed: Fixed,
+        k: jax.Array,
+        params: chex.ArrayTree,
+        inputs: Any,
+        labels: jax.Array,
+        *arrays: Any,
     ) -> tuple[ClassValue, chex.ArrayTree]:
         # The last slice starts early enough to be full; what it repeats is padding.
         size = min(microbatch_size, labels.shape[0])
@@ -73,26 +79,32 @@ def accumulate(
         fresh = start + jnp.arange(size) >= k * size
         labels = jnp.where(fresh, take(labels), -1)
         inputs = jax.tree.map(take, inputs)
-        return _checked(class_value_and_grad(params, inputs, labels, *args))
+        of_part = of_arrays(class_value_and_grad, fixed)
+        return _checked(of_part(params, inputs, labels, *arrays))
 
     def accumulated(
-        params: chex.ArrayTree, inputs: Any, labels: jax.Array, *args: Any
+        params: chex.ArrayTree,
+        inputs: Any,
+        labels: jax.Array,
+        *args: Any,
+        **kwargs: Any,
     ) -> tuple[ClassValue, chex.ArrayTree]:
         labels = check_labels(labels, ndim=1)
         if not labels.size:
             raise ValueError("There are no examples to accumulate: labels are empty.")
         num_parts = -(-labels.shape[0] // microbatch_size)
+        fixed, arrays = take_out_arrays(args, kwargs)
+        given = params, inputs, labels, *arrays
         if loop == "python":
             return combine(
-                part(jnp.asarray(k), params, inputs, labels, *args)
-                for k in range(num_parts)
+                part(fixed, jnp.asarray(k), *given) for k in range(num_parts)
             )
 
         def step(sums: ClassSums, k: jax.Array) -> tuple[ClassSums, Any]:
-            value, grads = part(k, params, inputs, labels, *args)
+            value, grads = part(fixed, k, *given)
             return add(sums, to_sums(value, grads)), value.aux
 
-        like = jax.eval_shape(part, jnp.asarray(0), params, inputs, labels, *args)
+        like = jax.eval_shape(functools.partial(part, fixed), jnp.asarray(0), *given)
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
         sums, aux = jax.lax.scan(step, to_sums(*zeros), jnp.arange(num_parts))
         return to_means(sums, params, aux)

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pcn_jax.arguments import of_arrays, take_out_arrays
 from pcn_jax.checks import (
     check_below,
     check_inputs,
@@ -144,8 +145,8 @@ def pcn_value_and_grad(
     for about `(1 + 2C)/3` plain ones, and is always right.
 
     Args:
-      loss_fn: `loss_fn(params, inputs, labels, *args)` returning losses `[B]`, or
-        `(losses, aux)` if `has_aux`.
+      loss_fn: `loss_fn(params, inputs, labels, *args, **kwargs)` returning losses
+        `[B]`, or `(losses, aux)` if `has_aux`.
       num_classes: `C`.
       weights: From `ClassStatistics` to the weights `[C]`; `None` for
         `pcn_jax.weights.inverse_norm()`. Not differentiated; may be any function. Or
@@ -156,14 +157,15 @@ def pcn_value_and_grad(
         right, and otherwise the masked one, with a warning.
 
     Returns:
-      A function of `(params, inputs, labels, *args)`, where `labels` are integers `[B]`
-      below `C`, those below zero being padding. It returns a `PCNValue` and the
-      direction, a pytree like `params`. Three options by keyword: `reference`, class
-      gradients with leaves `[C, *param.shape]`, for `statistics.alignment`; `rows`,
-      integers `[B]` that take the place of the labels in grouping examples, where
-      groups are not classes (`num_classes` is then the number of groups, and `labels`
-      whatever `loss_fn` takes, examples first); and, where the weights have one,
-      `state`: `weights.init(C)` at first, then `value.state`.
+      A function of `(params, inputs, labels, *args, **kwargs)`, where `labels` are
+      integers `[B]` below `C`, those below zero being padding. It returns a `PCNValue`
+      and the direction, a pytree like `params`. Three keywords are its own:
+      `reference`, class gradients with leaves `[C, *param.shape]`, for
+      `statistics.alignment`; `rows`, integers `[B]` that take the place of the labels
+      in grouping examples, where groups are not classes (`num_classes` is then the
+      number of groups, and `labels` whatever `loss_fn` takes, examples first); and,
+      where the weights have one, `state`: `weights.init(C)` at first, then
+      `value.state`. All others go to `loss_fn`.
 
     Raises:
       ValueError: At construction if `num_classes` is not a positive integer, `weights`
@@ -182,9 +184,8 @@ def pcn_value_and_grad(
       micro-batches, use `pcn_jax.accumulate` and a chain.
 
       Not differentiable itself. Examples must be on the first axis of every input.
-      Keywords of `loss_fn` are not passed on: give it a closure. The fused path takes
-      norms from inner products of examples where that is cheaper; a class whose
-      examples cancel to rounding then takes a shorter step than 1.
+      The fused path takes norms from inner products of examples where that is cheaper;
+      a class whose examples cancel to rounding then takes a shorter step than 1.
 
     Example:
       >>> import jax.numpy as jnp
@@ -215,8 +216,6 @@ def pcn_value_and_grad(
             _with_state(by_halves, num_classes, weights, with_gramian=with_gramian)
         )
     options = _Options(num_classes, weights or inverse_norm(), with_gramian)
-    losses_fn = _grouped(loss_fn, has_aux)
-    masked = per_class_value_and_grad(losses_fn, num_classes, has_aux=True)
 
     def value_and_grad(
         params: chex.ArrayTree,
@@ -226,9 +225,13 @@ def pcn_value_and_grad(
         rows: jax.Array | None = None,
         reference: chex.ArrayTree | None = None,
         state: Any = None,
+        **kwargs: Any,
     ) -> tuple[PCNValue, chex.ArrayTree]:
         if state is not None:
-            raise ValueError("state is for weights that have one; these do not.")
+            raise ValueError(
+                "state is for weights that have one; these do not. If loss_fn takes "
+                "it, give it to a closure."
+            )
         check_params(params)
         groups = labels if rows is None else rows
         check_below(groups, num_classes)
@@ -236,7 +239,9 @@ def pcn_value_and_grad(
         labels = groups if rows is None else labels
         check_inputs(inputs, len(groups))
         check_reference(reference, params, num_classes)
-        given = jax.tree.map(_on_device, (params, (inputs, labels), groups, *args))
+        fixed, arrays = take_out_arrays(args, kwargs)
+        losses_fn = _grouped(of_arrays(loss_fn, fixed), has_aux)
+        given = jax.tree.map(_on_device, (params, (inputs, labels), groups, *arrays))
         if path != "masked":
             try:
                 traced = tracing.trace(losses_fn, *given)
@@ -244,6 +249,7 @@ def pcn_value_and_grad(
                 _masked_instead(reason, path)
             else:
                 return _fused(traced, given, options, reference)
+        masked = per_class_value_and_grad(losses_fn, num_classes, has_aux=True)
         value, grads = masked(*given)
         return _weighted(value, grads, options, reference)
 
@@ -266,8 +272,8 @@ def pcn_plan(
       with_gramian: As there.
 
     Returns:
-      A function of `(params, inputs, labels, *args)`, arrays or their shapes, that
-      returns a `Plan`; print it.
+      A function of `(params, inputs, labels, *args, **kwargs)`, arrays or their shapes,
+      that returns a `Plan`; print it.
 
     Example:
       >>> import jax.numpy as jnp
@@ -279,11 +285,14 @@ def pcn_plan(
       ['b']  examples
     """
     check_num_classes(num_classes)
-    losses_fn = _grouped(loss_fn, has_aux)
 
-    def plan(params: chex.ArrayTree, inputs: Any, labels: Any, *args: Any) -> Plan:
+    def plan(
+        params: chex.ArrayTree, inputs: Any, labels: Any, *args: Any, **kwargs: Any
+    ) -> Plan:
+        fixed, arrays = take_out_arrays(args, kwargs)
+        losses_fn = _grouped(of_arrays(loss_fn, fixed), has_aux)
         try:
-            given = params, (inputs, labels), labels, *args
+            given = params, (inputs, labels), labels, *arrays
             traced = tracing.trace(losses_fn, *given)
         except NotProvenError as reason:
             return Plan("masked", str(reason), ())
@@ -335,6 +344,7 @@ def _with_state(
         rows: jax.Array | None = None,
         reference: chex.ArrayTree | None = None,
         state: Any = None,
+        **kwargs: Any,
     ) -> tuple[PCNValue, chex.ArrayTree]:
         if state is None:
             raise ValueError(
@@ -360,7 +370,7 @@ def _with_state(
             weights=of_halves_and_state, with_gramian=True
         )
         halves, direction = value_and_grad_of_halves(
-            params, inputs, labels, *args, rows=split_halves(groups)
+            params, inputs, labels, *args, rows=split_halves(groups), **kwargs
         )
         ((of_classes, new_state),) = updates
         statistics = _joined(halves.statistics)

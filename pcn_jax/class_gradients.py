@@ -27,7 +27,8 @@ from pcn_jax.checks import (
 from pcn_jax.precision import at_least_float32
 
 LossFn = Callable[..., Any]
-"""`loss_fn(params, inputs, labels, *args)` gives losses `[B]`, or `(losses, aux)`."""
+"""Takes `(params, inputs, labels, *args, **kwargs)` and gives losses `[B]`, or
+`(losses, aux)`."""
 
 
 class ClassValue(NamedTuple):
@@ -68,16 +69,17 @@ def per_class_value_and_grad(
     nets whose examples interact (batch normalisation) are differentiated correctly.
 
     Args:
-      loss_fn: `loss_fn(params, inputs, labels, *args)` returning losses `[B]`, or
-        `(losses, aux)` if `has_aux`.
+      loss_fn: `loss_fn(params, inputs, labels, *args, **kwargs)` returning losses
+        `[B]`, or `(losses, aux)` if `has_aux`.
       num_classes: `C`.
       has_aux: Whether `loss_fn` returns `(losses, aux)`.
 
     Returns:
-      A function of `(params, inputs, labels, *args)`, where `labels` are integers `[B]`
-      below `C`, those below zero being padding. It returns a `ClassValue` and the class
-      gradients: a pytree like `params` whose leaves have shape `[C, *param.shape]` and
-      the dtype of the parameter. The row of an absent class is zero.
+      A function of `(params, inputs, labels, *args, **kwargs)`, where `labels` are
+      integers `[B]` below `C`, those below zero being padding. It returns a
+      `ClassValue` and the class gradients: a pytree like `params` whose leaves have
+      shape `[C, *param.shape]` and the dtype of the parameter. The row of an absent
+      class is zero.
 
     Raises:
       ValueError: At construction if `num_classes` is not a positive integer; when
@@ -100,7 +102,11 @@ def per_class_value_and_grad(
     check_num_classes(num_classes)
 
     def class_value_and_grad(
-        params: chex.ArrayTree, inputs: Any, labels: jax.Array, *args: Any
+        params: chex.ArrayTree,
+        inputs: Any,
+        labels: jax.Array,
+        *args: Any,
+        **kwargs: Any,
     ) -> tuple[ClassValue, chex.ArrayTree]:
         check_params(params)
         check_below(labels, num_classes)
@@ -112,7 +118,7 @@ def per_class_value_and_grad(
         total = at_least_one(counts.sum())
 
         def class_shares(params: chex.ArrayTree) -> tuple[jax.Array, Any]:
-            output = loss_fn(params, inputs, labels, *args)
+            output = loss_fn(params, inputs, labels, *args, **kwargs)
             losses, aux = losses_and_aux(output, labels.shape, has_aux=has_aux)
             sums = jnp.where(members, losses[None, :], 0).sum(axis=1)
             shares = sums / total.astype(sums.dtype)
@@ -140,14 +146,15 @@ def per_group_value_and_grad(
 
     Args:
       loss_fn: As in `per_class_value_and_grad`; called once under `jax.vmap` with
-        `inputs` `[m, ...]` and `labels` `[m]` of one group. `*args` are shared.
+        `inputs` `[m, ...]` and `labels` `[m]` of one group. All else is shared.
       has_aux: Whether `loss_fn` returns `(losses, aux)`.
 
     Returns:
-      A function of `(params, inputs, labels, *args)`, with `inputs` `[C, m, ...]` and
-      integer `labels` `[C, m]`, where row `l` holds the examples of class `l`, filled
-      up with padding (labels below zero) if there are fewer than `m`. It returns what
-      `per_class_value_and_grad` would; leaves of `aux` have the group axis first.
+      A function of `(params, inputs, labels, *args, **kwargs)`, with `inputs`
+      `[C, m, ...]` and integer `labels` `[C, m]`, where row `l` holds the examples of
+      class `l`, filled up with padding (labels below zero) if there are fewer than
+      `m`. It returns what `per_class_value_and_grad` would; leaves of `aux` have the
+      group axis first.
 
     Raises:
       ValueError: When called, if labels are not integers `[C, m]` or losses not `[m]`.
@@ -163,7 +170,11 @@ def per_group_value_and_grad(
     """
 
     def group_value_and_grad(
-        params: chex.ArrayTree, inputs: Any, labels: jax.Array, *args: Any
+        params: chex.ArrayTree,
+        inputs: Any,
+        labels: jax.Array,
+        *args: Any,
+        **kwargs: Any,
     ) -> tuple[ClassValue, chex.ArrayTree]:
         labels = check_labels(labels, ndim=2)
         counts = (labels >= 0).sum(axis=1, dtype=jnp.int32)
@@ -172,7 +183,7 @@ def per_group_value_and_grad(
         def share(
             params: chex.ArrayTree, inputs: Any, labels: jax.Array
         ) -> tuple[jax.Array, Any]:
-            output = loss_fn(params, inputs, labels, *args)
+            output = loss_fn(params, inputs, labels, *args, **kwargs)
             losses, aux = losses_and_aux(output, labels.shape, has_aux=has_aux)
             loss_sum = jnp.where(labels >= 0, losses, 0).sum()
             return loss_sum / total.astype(loss_sum.dtype), aux

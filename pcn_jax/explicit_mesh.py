@@ -8,6 +8,8 @@ import chex
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
+from pcn_jax.arguments import take_out_arrays
+
 ValueAndGrad = Callable[..., tuple[Any, chex.ArrayTree]]
 
 
@@ -29,7 +31,8 @@ def auto_sharded(value_and_grad: ValueAndGrad) -> ValueAndGrad:
     def on_any_mesh(
         params: chex.ArrayTree, *args: Any, **kwargs: Any
     ) -> tuple[Any, chex.ArrayTree]:
-        types = map(jax.typeof, jax.tree.leaves((params, args, kwargs)))
+        fixed, arrays = take_out_arrays(args, kwargs)
+        types = map(jax.typeof, jax.tree.leaves((params, arrays)))
         meshes = (of_leaf.sharding.mesh for of_leaf in types)
         mesh = next((mesh for mesh in meshes if mesh.explicit_axes), None)
         if mesh is None:
@@ -41,12 +44,13 @@ def auto_sharded(value_and_grad: ValueAndGrad) -> ValueAndGrad:
         )
 
         def call(
-            params: chex.ArrayTree, args: tuple[Any, ...], kwargs: dict[str, Any]
+            params: chex.ArrayTree, arrays: list[Any]
         ) -> tuple[Any, chex.ArrayTree]:
+            args, kwargs = fixed.with_arrays(arrays)
             return value_and_grad(params, *args, **kwargs)
 
         inside = jax.sharding.auto_axes(call, out_sharding=(replicated, like_params))
-        value, direction = inside(params, args, kwargs)
+        value, direction = inside(params, arrays)
         return value, direction
 
     return on_any_mesh

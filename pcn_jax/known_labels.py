@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from pcn_jax.arguments import Fixed, of_arrays, take_out_arrays
 from pcn_jax.class_gradients import ClassValue, LossFn, per_group_value_and_grad
 from pcn_jax.class_sums import ClassSums, add, to_means, to_sums
 from pcn_jax.loops import Loop, resolve_loop
@@ -40,7 +41,8 @@ def known_labels_value_and_grad(
 
     Args:
       loss_fn: As in `per_class_value_and_grad`; examples must not interact in it. It is
-        called once a group with the same `*args`: a dropout key, too, is that of all.
+        called once a group with the same other arguments: a dropout key, too, is that
+        of all.
       labels: Class of each example, integers `[B]` below `C`, on the host.
       num_classes: `C`.
       has_aux: Whether `loss_fn` returns `(losses, aux)`; `aux` is dropped.
@@ -48,7 +50,7 @@ def known_labels_value_and_grad(
       loop: Kind of loop over micro-batches (see `pcn_jax.loops`).
 
     Returns:
-      A function of `(params, inputs, *args)`, returning what
+      A function of `(params, inputs, *args, **kwargs)`, returning what
       `per_class_value_and_grad` would with these labels, without `aux`.
 
     Raises:
@@ -88,25 +90,27 @@ def known_labels_value_and_grad(
     group_value_and_grad = per_group_value_and_grad(loss_fn, has_aux=has_aux)
 
     def sums_of(
+        fixed: Fixed,
         group: tuple[ArrayLike, ArrayLike],
         params: chex.ArrayTree,
         inputs: Any,
-        *args: Any,
+        *arrays: Any,
     ) -> ClassSums:
         rows, classes = map(jnp.asarray, group)
         real = rows >= 0
         grouped = jax.tree.map(lambda x: x[jnp.where(real, rows, 0)], inputs)
         group_labels = jnp.where(real, classes[:, None], -1)
-        sums = to_sums(*group_value_and_grad(params, grouped, group_labels, *args))
+        of_group = of_arrays(group_value_and_grad, fixed)
+        sums = to_sums(*of_group(params, grouped, group_labels, *arrays))
         by_class: ClassSums = jax.tree.map(
             lambda x: jax.ops.segment_sum(x, classes, num_classes), sums
         )
         return by_class
 
-    jit_sums_of = jax.jit(sums_of)
+    jit_sums_of = jax.jit(sums_of, static_argnums=0)
 
     def class_value_and_grad(
-        params: chex.ArrayTree, inputs: Any, *args: Any
+        params: chex.ArrayTree, inputs: Any, *args: Any, **kwargs: Any
     ) -> tuple[ClassValue, chex.ArrayTree]:
         lengths = {len(x) for x in jax.tree.leaves(inputs)}
         if lengths != {len(labels)}:
@@ -114,14 +118,18 @@ def known_labels_value_and_grad(
                 f"inputs must be {len(labels)} examples, as many as the labels that "
                 f"were given, got {sorted(lengths)}."
             )
-        given = params, inputs, *args
+        fixed, arrays = take_out_arrays(args, kwargs)
+        given = params, inputs, *arrays
         if at_once or loop == "python":
             one = sums_of if at_once else jit_sums_of
-            sums = functools.reduce(add, (one(group, *given) for group in groups))
+            sums = functools.reduce(
+                add, (one(fixed, group, *given) for group in groups)
+            )
         else:
-            first = jax.eval_shape(sums_of, groups[0], *given)
+            of_one = functools.partial(sums_of, fixed)
+            first = jax.eval_shape(of_one, groups[0], *given)
             sums, _ = jax.lax.scan(
-                lambda sums, group: (add(sums, sums_of(group, *given)), None),
+                lambda sums, group: (add(sums, of_one(group, *given)), None),
                 jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), first),
                 jax.tree.map(lambda *xs: np.stack(xs), *groups),
             )

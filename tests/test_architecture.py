@@ -35,6 +35,7 @@ UPPER = {"dynamics", "data", "models", "samplers", "training", "transforms"}
 
 
 GROUND = [
+    "arguments",
     "accumulation",
     "balanced",
     "checks",
