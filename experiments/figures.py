@@ -100,6 +100,30 @@ def log_steps(axis: Axes, steps: np.ndarray) -> None:
     axis.set_xticks([0, *(10**k for k in range(decades + 1))])
 
 
+def end_at(axis: Axes, low: float, high: float) -> None:
+    """Ends the vertical axis, and says how high the highest of its lines goes.
+
+    Args:
+      axis: With its lines.
+      low: Where it starts.
+      high: Where it ends, be there lines above or not.
+    """
+    axis.set_ylim(low, high)
+    line = max(axis.lines, key=lambda line: np.max(line.get_ydata()))
+    values = np.asarray(line.get_ydata())
+    if values.max() > high:
+        axis.annotate(
+            f"to {values.max():.1f}",
+            (np.asarray(line.get_xdata())[values.argmax()], high),
+            (-3, 0),
+            textcoords="offset points",
+            color=line.get_color(),
+            fontsize=7,
+            ha="right",
+            va="top",
+        )
+
+
 def _panels(
     runs: Runs, dataset: Dataset, split: str, metric: str, label: str
 ) -> Figure:
@@ -134,9 +158,11 @@ def _panels(
         axis.tick_params(labelbottom=True)  # also where no panel stands below
     if metric == "loss":
         starts = [_series(seeds, split, metric)[1][:, 0] for seeds in runs.values()]
-        axes[0, 0].set_ylim(0, 2 * np.mean(starts))
+        high = 2 * float(np.mean(starts))
     else:
-        axes[0, 0].set_ylim(0, 1.02)
+        high = 1.02
+    for axis in axes.flat[: len(runs)]:
+        end_at(axis, 0, high)
     figure.supxlabel("step", fontsize=8)
     figure.supylabel(label, fontsize=8)
     handles, labels = axes[0, 0].get_legend_handles_labels()

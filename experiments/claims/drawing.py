@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.claims.measures import rare_loss, rare_recall
-from experiments.figures import COLOURS, STYLE, band, log_steps
+from experiments.figures import COLOURS, STYLE, band, end_at, log_steps
 from experiments.intervals import Interval
 from experiments.study import Study
 from pcn_jax.training import AlgorithmName
@@ -95,7 +95,7 @@ def draw_panels(panels: Sequence[Panel]) -> Figure:
             axis.set_title(panel.title, loc="left", fontweight="bold")
             axis.set_xlabel("step")
             if panel.limits:
-                axis.set_ylim(*panel.limits)
+                end_at(axis, *panel.limits)
         handles = {
             label: handle
             for axis in axes.flat
