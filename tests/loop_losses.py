@@ -104,6 +104,21 @@ def not_only_added(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
     return head(params, jnp.tanh(last) + products.sum(axis=0), y)
 
 
+def parts_added(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
+    """Halves of products that are added, as in an LSTM; and crosswise, as nowhere."""
+
+    def step(h: jax.Array, now: jax.Array) -> tuple[jax.Array, None]:
+        (a, b), (c, d), (e, f), (g, i) = (
+            jnp.split(value @ params[name], 2, axis=1)
+            for value, name in ((h, "p"), (now, "q"), (h, "r"), (now, "s"))
+        )
+        gated = jax.nn.sigmoid(a + c) * jnp.tanh(b + d)
+        return gated + jax.nn.sigmoid(e + i) * jnp.tanh(f + g), None
+
+    last, _ = lax.scan(step, x[:, 0], x.transpose(1, 0, 2))
+    return head(params, last, y)
+
+
 def slices_twice(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
     """The same in layers, one of which is also used outside."""
 
@@ -226,6 +241,11 @@ OPENED = {
     "not only added": Case(
         not_only_added,
         {"w": _SQUARES[0], "v": _SQUARES[1], "head": HEAD},
+        SEQUENCES,
+    ),
+    "parts added": Case(
+        parts_added,
+        {**{k: normal(99 + ord(k), WIDTH, 2 * WIDTH) for k in "pqrs"}, "head": HEAD},
         SEQUENCES,
     ),
     "slices twice": Case(slices_twice, {"w": _SQUARES, "head": HEAD}, SEQUENCES),

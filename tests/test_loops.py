@@ -89,6 +89,18 @@ def test_a_loop_returns_no_more_than_is_needed() -> None:
     assert stacks == [(SIZE, 5), (4, SIZE, 5), (4, SIZE, 5)]  # the last state, all, h@w
 
 
+def test_values_whose_parts_are_added_share_their_cotangents() -> None:
+    case = OPENED["parts added"]
+    names = [jax.tree_util.keystr(x) for x, _ in jax.tree.leaves_with_path(case.params)]
+    found = traced(case)
+    outputs = {
+        names[used[0]]: site.equation.outputs
+        for site, used in zip(found.sites, tracing.params_of(found), strict=True)
+    }
+    assert outputs["['p']"] == outputs["['q']"]
+    assert outputs["['r']"] != outputs["['s']"]  # crosswise
+
+
 @pytest.mark.parametrize(
     ("name", "expected"), [("layers", False), ("one layer again", True)]
 )

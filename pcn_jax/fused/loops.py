@@ -31,6 +31,9 @@ from pcn_jax.fused.program import (
 )
 from pcn_jax.fused.sites import Site, find_sites
 
+_PARTS = {"convert_element_type", "reshape", "slice", "split", "squeeze", "transpose"}
+"""Primitives whose result is part of their operand, or all of it."""
+
 
 class Opened(NamedTuple):
     """A program whose loops are open.
@@ -192,6 +195,8 @@ class _Opening:
         self.stacks: dict[Slot, Slot] = {}
         """The same of what it returns of all steps."""
         self.probes: list[_Probe] = []
+        self.gradients: dict[Slot, int] = {}
+        self.numbers: dict[Any, int] = {}
 
     def open(self) -> None:
         """Puts what comes before, the loop, and its sites into the program."""
@@ -299,29 +304,52 @@ class _Opening:
         self.opened.inside.append(moved._replace(outputs=tuple(outputs), types=types))
 
     def _probe(self, result: Slot, like: Any, steps: int, axis: Axis) -> Slot:
-        """A probe of a result in all steps; one for all that are only added up."""
-        result = self._added_up(result)
+        """A probe of a result in all steps; one for all that have the same gradient."""
         for probe in self.probes:
-            if (probe.result, probe.steps) == (result, steps):
+            if probe.steps == steps and self._have_same_gradient(probe.result, result):
                 return probe.slot
         self.probes.append(_Probe(result, self._new(like, axis), steps))
         return self.probes[-1].slot
 
-    def _added_up(self, slot: Slot) -> Slot:
-        """The last sum that a value goes into, and into nothing else: same gradient."""
-        types, outputs = self.body.types, self.body.outputs
-        while slot not in outputs:
-            uses = [x for x in self.loop.during for k in x.operands if k == slot]
-            if len(uses) != 1 or uses[0].primitive not in ("add", "add_any"):
-                break
-            (total,) = uses[0].outputs
-            if (types[total].shape, types[total].dtype) != (
-                types[slot].shape,
-                types[slot].dtype,
-            ):
-                break
-            slot = total
-        return slot
+    def _have_same_gradient(self, one: Slot, other: Slot) -> bool:
+        types = self.body.types[one], self.body.types[other]
+        shapes = {(each.shape, str(each.dtype)) for each in types}
+        return len(shapes) == 1 and self._gradient(one) == self._gradient(other)
+
+    def _gradient(self, slot: Slot) -> int:
+        """A number that stands for what decides the gradient by a value in one step.
+
+        Where two values are only added up, or the same parts of them are, as of the
+        joined gates of an LSTM, both have the same.
+        """
+        if slot in self.gradients:
+            return self.gradients[slot]
+        outputs = enumerate(self.body.outputs)
+        decides: list[Any] = [("returned", k) for k, out in outputs if out == slot]
+        for k, step in enumerate(self.loop.during):
+            for place, operand in enumerate(step.operands):
+                if operand != slot:
+                    continue
+                if self._only_adds(step, slot):
+                    decides.append(("added", self._gradient(step.outputs[0])))
+                elif step.primitive in _PARTS:
+                    parts = tuple(map(self._gradient, step.outputs))
+                    decides.append((step.primitive, str(step.params), parts))
+                else:
+                    decides.append(("used", k, place))
+        if len(decides) == 1 and decides[0][0] == "added":
+            self.gradients[slot] = decides[0][1]  # that of the sum
+        else:
+            key = tuple(sorted(decides, key=str))
+            self.gradients[slot] = self.numbers.setdefault(key, len(self.numbers))
+        return self.gradients[slot]
+
+    def _only_adds(self, step: Equation, slot: Slot) -> bool:
+        """Whether the gradient by its result is that by the operand."""
+        if step.primitive not in ("add", "add_any"):
+            return False
+        one, total = (self.body.types[x] for x in (slot, step.outputs[0]))
+        return (one.shape, one.dtype) == (total.shape, total.dtype)
 
     def _put_back(self, broadcast: set[Slot]) -> None:
         """Adds the loop itself, which takes probes and returns stacks."""
