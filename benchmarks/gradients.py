@@ -10,6 +10,7 @@ measured again (`--fresh` does), and each is written as soon as it is done.
 """
 
 import datetime
+import functools
 import json
 import os
 import platform
@@ -29,6 +30,12 @@ from benchmarks.report import draw, machine
 _HERE = Path(__file__).parent
 _LEAST_ROUNDS = 3
 _PEERS = _HERE.parent / ".venv-peers"
+KEEP_MEMORY = {
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": str(2**32),
+}
+"""Keeps glibc from giving memory back after every call: see the report."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +60,10 @@ class Config:
     peers: bool = True
     """Whether PyTorch is measured too, in an environment that is made for it."""
 
+    keep_memory: bool = True
+    """Whether malloc keeps what is freed, or, as it does by itself, takes what is more
+    than 32 MB from the system anew in every call."""
+
     fresh: bool = False
     """Whether cases that are done are measured again."""
 
@@ -73,7 +84,7 @@ class Config:
 class Worker:
     """A process that prepares cases and runs methods."""
 
-    def __init__(self, command: list[str]) -> None:
+    def __init__(self, command: list[str], environment: dict[str, str]) -> None:
         """Starts it."""
         self._process = subprocess.Popen(
             command,
@@ -81,7 +92,7 @@ class Worker:
             stdout=subprocess.PIPE,
             text=True,
             cwd=_HERE.parent,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
         )
 
     def ask(self, **request: Any) -> dict[str, Any]:
@@ -125,9 +136,12 @@ def _measure_all(config: Config, results: dict[str, Any], path: Path) -> None:
         if config.fresh or case.name not in results["cases"]
     ]
     core = ["--core", str(config.core)]
-    workers = {"jax": Worker([sys.executable, "-m", "benchmarks.jax_worker", *core])}
+    start = functools.partial(
+        Worker, environment=KEEP_MEMORY if config.keep_memory else {}
+    )
+    workers = {"jax": start([sys.executable, "-m", "benchmarks.jax_worker", *core])}
     if config.peers:
-        workers["torch"] = Worker(
+        workers["torch"] = start(
             [_peers_python(), "-m", "benchmarks.torch_worker", *core]
         )
     for case in tqdm(wanted, unit="case", disable=not sys.stderr.isatty()):
@@ -172,6 +186,7 @@ def _measure(case: Case, workers: dict[str, Worker], config: Config) -> dict[str
     return {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "machine": machine(),
+        "keep_memory": config.keep_memory,
         "case": case._asdict(),
         "methods": methods,
         "versions": versions,

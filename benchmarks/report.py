@@ -78,6 +78,13 @@ def draw(results: dict[str, Any], folder: Path) -> None:
         "machine was another, or not as fast, on other days. *Peers* are the methods",
         "in PyTorch.",
         "",
+        "*Memory kept*: by itself glibc's malloc gives back what is more than 32 MB, and",
+        "XLA on CPU takes the temporaries of every call from it anew, page by page. So",
+        "all processes ran with `MALLOC_ARENA_MAX=1`, `MALLOC_MMAP_MAX_=0` and",
+        "`MALLOC_TRIM_THRESHOLD_=4294967296`, which make any such program of JAX faster,",
+        "plain ones, too (`--no-keep-memory` measures without). Rows without these words",
+        "are from before that; of theirs only ResNet18 needs so much.",
+        "",
         "Nets for images of 32 x 32: the MLP has layers of 512 and 256, the narrow one",
         "of 32 and 32, the paper's CNN of 16 and 32 channels, the wide one of 32, 64",
         "and 128. The transformer has four blocks of width 64 in one scanned layer, on",
@@ -174,7 +181,8 @@ def _details(record: dict[str, Any]) -> list[str]:
         f"### {NETS[case['net']]}, {case['num_classes']} classes, {case['labels']}, "
         f"batch {case['batch_size']}",
         "",
-        f"Measured on {record['date']}, {record['machine']}.",
+        f"Measured on {record['date']}, {record['machine']}"
+        f"{', memory kept' if record.get('keep_memory') else ''}.",
         "",
         "| method | ms | ratio | temporaries, MB | compile, s | error |",
         "| --- | --: | --: | --: | --: | --: |",
