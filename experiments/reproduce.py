@@ -94,10 +94,11 @@ Two classes are CIFAR-10's automobile and truck, 4,900 to 700 training images, i
 batches of 128 for 1,000 steps (horse-deer: as many horses and deer); ten classes
 are CIFAR-10 with each class 0.6 times the one before, 5,000 to 50, in batches of 500
 for 500 steps (animals-vehicles and cifar10-five: see C8). The net is an MLP with two
-layers of 32. PCNSGD+R takes fresh gradients of all data every 10 steps. Set-ups called
-digits are of scikit-learn's handwritten digits: *lt* of ten classes, 120 to 2 examples,
-*halves* of 0 to 4 against 5 to 9, 300 to 15. The minority is the rarer class of two,
-and the rarest third of more; macro recall is the mean of the recalls of the classes.
+layers of 32. PCNSGD+R takes fresh gradients of all data every 10 steps, of digits every
+step. Set-ups called digits are of scikit-learn's handwritten digits: *lt* of ten
+classes, 120 to 2 examples, *halves* of 0 to 4 against 5 to 9, 300 to 15. The minority
+is the rarer class of two, and the rarest third of more; macro recall is the mean of the
+recalls of the classes.
 
 | name | batches have | the mean gradient of each class is multiplied by |
 | --- | --- | --- |
@@ -114,7 +115,8 @@ _NOT_RUN = """## Not run
 - VGG16 and ResNet18, which want an accelerator; the ResNet of C8 saw digits only.
 - CIFAR-100; animals against vehicles, horse against deer and five classes but in C8,
   C11 and C12.
-- GD, PCNGD and PCNSGD+R on the CNN, the ResNet and the set-ups just named.
+- PCNSGD+R on the CNN and the ResNet; GD and PCNGD on these and on the set-ups just
+  named.
 - The two halves of a class against all pairs of its examples in training: their spread
   is in the figure of C10.
 - Several seeds in the search of learning rates on CIFAR-10, but on animals against

@@ -70,9 +70,9 @@ macro recall on validation data, and the learning rate is that for which it is b
 the same grid as elsewhere; so these are not the runs of the other claims. *At the end*:
 of the same runs. What the minority loses from the stop to the end is not lost as in C9:
 its few examples stay learned, by heart, and so does the majority, while other examples
-of the minority are taken for the majority. Clipping leaves a norm of 1. In the figure a
-dot has its interval and is of early stopping, a ring of the end. Not run: the CNN and
-the ResNet; clipping at 0.1; PCNSGD+R and PCNSGD+clip."""
+of the minority are taken for the majority. In the figure a dot has its interval and is
+of early stopping, a ring of the end. Not run: the CNN and the ResNet; PCNSGD+R and
+PCNSGD+clip."""
 
 
 def find(size: Size) -> Finding:
