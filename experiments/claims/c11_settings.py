@@ -204,7 +204,7 @@ def variants(setup: str, size: Size) -> list[Variant]:
     }.get(setup, everywhere)
     if setup in ("automobile-truck-cnn", "digits-halves-resnet32"):
         return compared  # passes over all data take too long there
-    return [*compared, *_WITH_REFERENCES]
+    return [*_WITH_REFERENCES, *compared]
 
 
 def _collect(setup: str, size: Size) -> _Runs:
