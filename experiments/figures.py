@@ -121,6 +121,7 @@ def end_at(axis: Axes, low: float, high: float) -> None:
             fontsize=7,
             ha="right",
             va="top",
+            bbox={"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 0.5},
         )
 
 
