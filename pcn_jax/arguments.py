@@ -5,6 +5,7 @@ does everything here. Where something is traced or compiled, only arrays can go 
 arguments, so the others are taken out before and put back inside.
 """
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -50,9 +51,9 @@ def take_out_arrays(
       (('here', 'mean'), {'train': True})
     """
     leaves, structure = jax.tree.flatten((tuple(args), dict(kwargs)))
-    is_array = tuple(hasattr(leaf, "dtype") for leaf in leaves)
-    arrays = [leaf for leaf in leaves if hasattr(leaf, "dtype")]
-    values = tuple(None if hasattr(leaf, "dtype") else leaf for leaf in leaves)
+    is_array = tuple(map(_is_array, leaves))
+    arrays = list(itertools.compress(leaves, is_array))
+    values = tuple(None if _is_array(leaf) else leaf for leaf in leaves)
     return Fixed(structure, values, is_array), arrays
 
 
@@ -64,3 +65,7 @@ def of_arrays(function: Callable[..., Any], fixed: Fixed) -> Callable[..., Any]:
         return function(params, inputs, labels, *args, **kwargs)
 
     return with_the_rest
+
+
+def _is_array(leaf: Any) -> bool:
+    return hasattr(leaf, "dtype") and not isinstance(leaf, type)  # as float32 itself is

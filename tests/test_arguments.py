@@ -128,10 +128,11 @@ def test_arrays_by_keyword_are_traced_and_not_baked_in() -> None:
     assert np.abs(first - second).max() > 1e-3
 
 
-def test_shapes_stand_for_arrays() -> None:
-    fixed, arrays = take_out_arrays((jax.eval_shape(lambda: jnp.ones(2)), 0.5), {})
-    assert len(arrays) == 1
-    assert fixed.values == (None, 0.5)
+def test_shapes_stand_for_arrays_and_types_do_not() -> None:
+    shape = jax.eval_shape(lambda: jnp.ones(2))
+    fixed, arrays = take_out_arrays((shape, 0.5), {"dtype": jnp.float32})
+    assert arrays == [shape]
+    assert fixed.values == (None, 0.5, jnp.float32)
     assert {fixed: "hashable"}
 
 
