@@ -78,12 +78,12 @@ def training_pass(name: str) -> Any:
     """``(images, key) -> (logits, new state)``, compiled once for several tests."""
 
     @jax.jit
-    def apply(x: jax.Array, key: jax.Array) -> Any:
+    def apply(variables: Any, x: jax.Array, key: jax.Array) -> Any:
         return build(CONFIGS[name], num_classes=10).apply(
-            initial(name), x, train=True, rngs={"dropout": key}, mutable=["batch_stats"]
+            variables, x, train=True, rngs={"dropout": key}, mutable=["batch_stats"]
         )
 
-    return apply
+    return functools.partial(apply, initial(name))
 
 
 def layers(model: nn.Module, shape: tuple[int, ...]) -> list[nn.Module]:
