@@ -30,7 +30,7 @@ from benchmarks.report import draw, machine
 _HERE = Path(__file__).parent
 _LEAST_ROUNDS = 3
 _PEERS = _HERE.parent / ".venv-peers"
-KEEP_MEMORY = {
+_KEEP_MEMORY = {
     "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": str(2**32),
@@ -137,7 +137,7 @@ def _measure_all(config: Config, results: dict[str, Any], path: Path) -> None:
     ]
     core = ["--core", str(config.core)]
     start = functools.partial(
-        Worker, environment=KEEP_MEMORY if config.keep_memory else {}
+        Worker, environment=_KEEP_MEMORY if config.keep_memory else {}
     )
     workers = {"jax": start([sys.executable, "-m", "benchmarks.jax_worker", *core])}
     if config.peers:

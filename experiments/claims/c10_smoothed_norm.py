@@ -40,8 +40,9 @@ _NOTES = """\
 The halves share no example, so that in a small class of n examples their product is
 short of the squared norm of its mean gradient by σ²/(n - 1): that much of the norm is
 the noise of the sample. Settings: `min_norm` 0.3, `min_alignment` 0.5 and decay 0.99 of
-the split-half norm, `max_norm` 0.1 of clipping; C11 has others. Losses and recalls over
-training are means over the log-spaced measurements."""
+the split-half norm, `max_norm` 0.1 of clipping; C11 has others, of which 1 is better
+for PCNSGD+clip. Losses and recalls over training are means over the log-spaced
+measurements."""
 _BIAS = 0.05
 _MUCH = 0.05
 """Macro recall that a default may be worse by than the best of the others."""

@@ -19,7 +19,7 @@ from experiments.claims.measures import (
 )
 from experiments.experiment import SETUPS, Experiment
 from experiments.intervals import Interval, difference, interval
-from experiments.study import Curves, collect
+from experiments.study import WITHOUT_REFERENCES, Curves, collect
 from pcn_jax.training import ALGORITHMS, AlgorithmName, OptimizerConfig
 
 TITLE = "One rule at one setting is never much worse than the best of all"
@@ -117,7 +117,7 @@ _PLAIN: tuple[AlgorithmName, ...] = (
     "pcnsgd+split",
 )
 PLAIN = [Variant("", algorithm, {}) for algorithm in _PLAIN]
-_WITH_REFERENCES = [Variant("", "pcnsgd+r", {})]
+_REFERENCES = [Variant("", "pcnsgd+r", {})]
 _OVER, _END = "over training", "at the end"
 _MEASURES: dict[str, Callable[[Curves], np.ndarray]] = {
     _END: lambda curves: macro_recall(curves)[:, -1],
@@ -202,9 +202,7 @@ def variants(setup: str, size: Size) -> list[Variant]:
         "digits-halves": settings,
         "digits-lt": [*settings, *CLASS_MOMENTUM, *BEHIND],
     }.get(setup, everywhere)
-    if setup in ("automobile-truck-cnn", "digits-halves-resnet32"):
-        return compared  # passes over all data take too long there
-    return [*_WITH_REFERENCES, *compared]
+    return compared if setup in WITHOUT_REFERENCES else [*_REFERENCES, *compared]
 
 
 def _collect(setup: str, size: Size) -> _Runs:

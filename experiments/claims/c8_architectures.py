@@ -19,7 +19,7 @@ from experiments.claims.measures import (
 )
 from experiments.experiment import SETUPS
 from experiments.intervals import Interval, difference, interval
-from experiments.study import Curves, Study, collect
+from experiments.study import WITHOUT_REFERENCES, Curves, Study, collect
 from pcn_jax.training import ALGORITHMS, AlgorithmName
 
 TITLE = (
@@ -42,8 +42,6 @@ COMPARED: dict[Size, tuple[AlgorithmName, ...]] = {
     "fast": _PAPERS,
     "full": (*_PAPERS, "sgd+rw", "pcnsgd+o+clip", "pcnsgd+split"),
 }
-_WITHOUT_REFERENCES = ("automobile-truck-cnn", "digits-halves-resnet32")
-"""Set-ups on which passes over all data, as PCNSGD+R needs them, take too long."""
 
 
 def find(size: Size) -> Finding:
@@ -98,7 +96,7 @@ def find(size: Size) -> Finding:
 
 
 def _compared(setup: str, size: Size) -> tuple[AlgorithmName, ...]:
-    takes_references = size == "full" and setup not in _WITHOUT_REFERENCES
+    takes_references = size == "full" and setup not in WITHOUT_REFERENCES
     return (*COMPARED[size], *(("pcnsgd+r",) if takes_references else ()))
 
 

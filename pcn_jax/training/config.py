@@ -92,7 +92,8 @@ class TrainConfig:
     """How batches are drawn, if not as the algorithm does."""
 
     max_norm: float = 0.1
-    """pcnsgd+clip, pcnsgd+o+clip: norm above which a class-mean gradient is clipped."""
+    """pcnsgd+clip, pcnsgd+o+clip: norm above which a class-mean gradient is clipped; 1
+    is better for pcnsgd+clip."""
 
     min_norm: float = 0.3
     """pcnsgd+split: norm of a class-mean gradient below which its step shrinks."""
