@@ -5,7 +5,6 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-import chex
 import jax
 from tqdm.auto import tqdm
 
@@ -124,13 +123,6 @@ Advance = Callable[[TrainState, Examples, int], TrainState]
 def _python_loop(problem: Problem, steps: Steps, reference_every: int) -> Advance:
     """Steps from Python: the fast way on CPU."""
 
-    def apply(
-        state: TrainState, train: Examples, *gradients: chex.ArrayTree
-    ) -> TrainState:
-        return steps.apply(state, *(gradients or steps.gradients(state, train)))[1]
-
-    step = jax.jit(apply, donate_argnums=0)
-
     def advance(state: TrainState, train: Examples, number: int) -> TrainState:
         first = int(state.step)
         for now in range(first, first + number):
@@ -139,8 +131,7 @@ def _python_loop(problem: Problem, steps: Steps, reference_every: int) -> Advanc
                     state.params, train.inputs, state.model_state, None
                 )
                 state = state._replace(reference=reference)
-            in_parts = () if steps.traceable else steps.gradients(state, train)
-            state = step(state, train, *in_parts)
+            _, state = steps.step(state, train)
         return state
 
     return advance
@@ -149,7 +140,7 @@ def _python_loop(problem: Problem, steps: Steps, reference_every: int) -> Advanc
 def _scan(problem: Problem, steps: Steps, reference_every: int) -> Advance:
     """All steps in one compiled loop: the fast way on accelerators."""
 
-    def step(state: TrainState, train: Examples) -> TrainState:
+    def next_state(state: TrainState, train: Examples) -> TrainState:
         if steps.refreshes_reference:
             given = state.params, train.inputs, state.model_state, None
             reference = jax.lax.cond(
@@ -162,7 +153,7 @@ def _scan(problem: Problem, steps: Steps, reference_every: int) -> Advance:
 
     def advance(state: TrainState, train: Examples, number: int) -> TrainState:
         last: TrainState = jax.lax.fori_loop(
-            0, number, lambda _, state: step(state, train), state
+            0, number, lambda _, state: next_state(state, train), state
         )
         return last
 

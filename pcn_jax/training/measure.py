@@ -5,11 +5,12 @@ from typing import Any
 
 import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from pcn_jax.dynamics import predicted_loss_changes
 from pcn_jax.geometry import class_alignment, class_cosines, class_norms
-from pcn_jax.training.problem import Gradients, Problem
+from pcn_jax.training.problem import Problem, StepValue
 from pcn_jax.training.step import Steps, TrainState
 
 Record = dict[str, Any]
@@ -59,24 +60,6 @@ def make_measure(
     """
     train = problem.splits["train"]
 
-    @jax.jit
-    def geometry(
-        state: TrainState, all_data: Gradients, step: Gradients, batch: chex.ArrayTree
-    ) -> dict[str, jax.Array]:
-        value, class_grads = all_data
-        updates, _ = steps.apply(state, *step)
-        return {
-            "class_norms": class_norms(class_grads),
-            "class_cosines": class_cosines(class_grads),
-            "class_alignment": class_alignment(batch, class_grads),
-            "predicted_loss_changes": predicted_loss_changes(
-                class_grads, updates, value.counts
-            ),
-        }
-
-    jit = jax.jit if steps.traceable else lambda f: f
-    gradients, class_gradients = jit(steps.gradients), jit(steps.class_gradients)
-
     def measure(state: TrainState) -> Record:
         variables = state.params, state.model_state
         all_data = problem.train_class_gradients(
@@ -84,21 +67,38 @@ def make_measure(
         )
         if steps.refreshes_reference and int(state.step) % reference_every == 0:
             state = state._replace(reference=all_data[1])
-        step = gradients(state, train)
-        rows_are_classes = steps.class_gradients is steps.gradients
-        _, batch = step if rows_are_classes else class_gradients(state, train)
+        _, batch = steps.class_gradients(state, train)
+        updates, _ = steps.step(jax.tree.map(jnp.copy, state), train)
         record = {
             "step": state.step,
             **{
                 name: problem.evaluate(*variables, split)
                 for name, split in problem.splits.items()
             },
-            **geometry(state, all_data, step, batch),
+            **_geometry(*all_data, batch, updates),
         }
         plain: Record = jax.tree.map(_plain, jax.device_get(record))
         return plain
 
     return measure
+
+
+@jax.jit
+def _geometry(
+    value: StepValue,
+    class_grads: chex.ArrayTree,
+    batch: chex.ArrayTree,
+    updates: chex.ArrayTree,
+) -> dict[str, jax.Array]:
+    """Of all data's class gradients, with a batch's and the step that it leads to."""
+    return {
+        "class_norms": class_norms(class_grads),
+        "class_cosines": class_cosines(class_grads),
+        "class_alignment": class_alignment(batch, class_grads),
+        "predicted_loss_changes": predicted_loss_changes(
+            class_grads, updates, value.counts
+        ),
+    }
 
 
 def _plain(x: np.ndarray) -> Any:

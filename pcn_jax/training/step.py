@@ -69,12 +69,12 @@ class Steps(NamedTuple):
       init: From a seed, and a factor of the updates or 1, to the first `TrainState`.
       gradients: From a state and the training data to the value and the stacked
         gradients of the step's batch: one row a class, or a single one of all classes.
-      class_gradients: The same, always with one row a class.
+      class_gradients: The same, always with one row a class; compiled.
       apply: From a state, the value and the gradients to the update of the
         parameters and the next state.
+      step: From a state and the training data to the same; compiled, as one program
+        where the gradients are not a Python loop over parts. The state is donated.
       refreshes_reference: Whether `apply` needs a fresh `state.reference`.
-      traceable: Whether `gradients` may be put under `jax.jit` as a whole: not where it
-        is itself a Python loop over jitted parts.
     """
 
     init: Callable[..., TrainState]
@@ -83,8 +83,8 @@ class Steps(NamedTuple):
     apply: Callable[
         [TrainState, StepValue, chex.ArrayTree], tuple[chex.ArrayTree, TrainState]
     ]
+    step: Callable[[TrainState, Examples], tuple[chex.ArrayTree, TrainState]]
     refreshes_reference: bool
-    traceable: bool
 
 
 def make_steps(
@@ -242,16 +242,28 @@ def make_steps(
             ),
         )
 
-    gradients = class_gradients if algorithm.links else joint_gradients
-    if algorithm.by_halves:
-        gradients = half_class_gradients
+    gradients: Callable[[TrainState, Examples], tuple[StepValue, chex.ArrayTree]] = (
+        balanced_gradient
+        if balanced is not None
+        else half_class_gradients
+        if algorithm.by_halves
+        else class_gradients
+        if algorithm.links
+        else joint_gradients
+    )
+    traceable = sampler is not None or problem.passes_are_traceable
+    apply_to = apply if traceable else jax.jit(apply, donate_argnums=0)
+
+    def step(state: TrainState, train: Examples) -> tuple[chex.ArrayTree, TrainState]:
+        return apply_to(state, *gradients(state, train))
+
     return Steps(
         init=init,
-        gradients=gradients if balanced is None else balanced_gradient,
-        class_gradients=class_gradients,
+        gradients=gradients,
+        class_gradients=jax.jit(class_gradients) if traceable else class_gradients,
         apply=apply,
+        step=jax.jit(step, donate_argnums=0) if traceable else step,
         refreshes_reference=algorithm.needs_reference,
-        traceable=sampler is not None or problem.passes_are_traceable,
     )
 
 
