@@ -520,7 +520,7 @@ class TestPlan:
             ("more weights than positions", {"pairs", "examples"}),
             ("one matrix each", {"rows"}),
             ("recurrent", {"pairs", "examples"}),
-            ("shared", {"rows", "pairs", "examples"}),
+            ("shared", {"masked", "pairs", "examples"}),
         ],
     )
     def test_every_way_is_taken_somewhere(self, name: str, ways: set[str]) -> None:
@@ -531,19 +531,22 @@ class TestPlan:
         assert {way.split(",")[0] for _, way in chosen.ways} == ways
 
     @pytest.mark.parametrize(
-        ("size", "width", "way"),
+        ("size", "width", "num_classes", "way"),
         [
-            (1024, 32, "rows, 16 at once"),  # groups that stay in the cache
-            (1024, 512, "pairs"),
-            (2, 32, "pairs"),
+            (1024, 32, 2, "masked"),  # two narrow products are no slower than one
+            (1024, 32, 10, "rows, 64 at once"),
+            (1024, 512, 10, "pairs"),
+            (2, 32, 10, "pairs"),
         ],
     )
-    def test_of_a_dense_layer(self, size: int, width: int, way: str) -> None:
+    def test_of_a_dense_layer(
+        self, size: int, width: int, num_classes: int, way: str
+    ) -> None:
         def loss(w: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
             return jnp.where(y == 0, jnp.square(x @ w).sum(axis=1), 0)
 
         w, x = jnp.zeros((3072, width)), jnp.zeros((size, 3072))
-        chosen = pcn_jax.pcn_plan(loss, 10)(w, x, np.zeros(size, np.int32))
+        chosen = pcn_jax.pcn_plan(loss, num_classes)(w, x, np.zeros(size, np.int32))
         assert chosen.ways == (("", way),)
 
     @pytest.mark.parametrize(

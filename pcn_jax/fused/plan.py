@@ -25,6 +25,9 @@ _OF_RAM, _OF_CACHE = 60, 10
 """Multiplications in the time in which one number is read and written there."""
 _CACHE, _NEAR_CACHE = 2**22, 2**16
 """Numbers that stay in a cache for long, and from one step of a loop to the next."""
+_OF_STEP, _NARROW = 500_000, 64
+"""What a step of a loop costs besides, and the columns below which a product of
+matrices takes no less time."""
 _OF_MEMORY, _FULL_PRECISION, _STEP = 300, 5, 3_000_000_000
 """The same of an accelerator's memory; of a multiplication that is not rounded to 19
 bits; and of a step of a loop. Measured on an H100, at 1e14 multiplications a second."""
@@ -92,6 +95,10 @@ def choose(
     cost = _cost_of_groups(site, num_rows, at_once)
     if stacked or all_rows <= max(size * _operands(site), _CACHE):
         explicit = Choice("rows", at_once)
+        if site.kind == "dense" and site.tokens == 1:
+            masked = _cost_of_masks(site, num_rows)
+            if masked < cost:
+                explicit, cost = Choice("masked"), masked
         cost += 2 * all_rows * _of(all_rows)  # they are made, measured and added up
     else:
         explicit = Choice("stream", at_once)
@@ -153,9 +160,18 @@ def _cost_of_groups(site: Site, num_rows: int, at_once: int) -> int:
     weights, operands = math.prod(site.param_shape), _operands(site)
     passes = site.size // at_once + num_rows
     filling = num_rows * (at_once - 1) * site.tokens // 2
-    spills = _of(at_once * operands, _NEAR_CACHE) - _of(operands, _NEAR_CACHE)
-    more = site.size * operands * spills
-    return passes * weights * _of(weights) + filling * weights + more
+    spills = at_once * operands > _NEAR_CACHE >= operands
+    more = site.size * operands * _OF_CACHE if spills else 0
+    step = _OF_STEP if site.tokens == 1 else 0  # elsewhere a group is long by itself
+    return passes * (weights * _of(weights) + step) + filling * weights + more
+
+
+def _cost_of_masks(site: Site, num_rows: int) -> int:
+    """The same where all rows are made at once, as columns of one product."""
+    features = math.prod(site.param_shape) // site.contracted
+    columns = num_rows * features
+    more = max(columns, _NARROW) - max(features, _NARROW)
+    return site.size * (more * site.contracted + columns * _OF_CACHE)
 
 
 def _operands(site: Site) -> int:
@@ -164,9 +180,9 @@ def _operands(site: Site) -> int:
     return site.tokens * (site.contracted + features)
 
 
-def _of(numbers: int, cache: int = _CACHE) -> int:
+def _of(numbers: int) -> int:
     """What each of so many numbers costs that are used again and again."""
-    return _OF_CACHE if numbers <= cache else _OF_RAM
+    return _OF_CACHE if numbers <= _CACHE else _OF_RAM
 
 
 def _products_of_a_pair(site: Site) -> int:
