@@ -1,10 +1,12 @@
-"""Measures what a balanced gradient costs, and writes the table and the figure.
+r"""Measures what a balanced gradient costs, and writes the table and the figure.
 
     python -m benchmarks.gradients               # everything: an hour
     python -m benchmarks.gradients --nets mlp --classes 10 --no-peers
     python -m benchmarks.gradients --draw        # only the table and the figure
+    python -m benchmarks.gradients --nets narrow mlp --classes 2 10 --cores 0 1 \
+        --no-peers --folder docs/benchmarks/two_cores           # minutes
 
-One process for JAX and one for PyTorch, on the same core, take turns: in each round
+One process for JAX and one for PyTorch, on the same cores, take turns: in each round
 every method is called twice, and the second call counts. Cases that are done are not
 measured again (`--fresh` does), and each is written as soon as it is done.
 """
@@ -54,8 +56,8 @@ class Config:
     seconds: float = 10.0
     """What a method may take in all its rounds; slow ones take part in three."""
 
-    core: int = 0
-    """Core on which everything runs."""
+    cores: tuple[int, ...] = (0,)
+    """Cores on which everything runs."""
 
     peers: bool = True
     """Whether PyTorch is measured too, in an environment that is made for it."""
@@ -77,6 +79,8 @@ class Config:
         """Refuses what cannot be measured."""
         if self.repeats < 1:
             raise ValueError(f"repeats must be 1 or more, got {self.repeats}.")
+        if not self.cores:
+            raise ValueError("cores must be one or more, got none.")
         if min(self.classes, default=2) < 2:
             raise ValueError(f"classes must be 2 or more, got {self.classes}.")
 
@@ -135,18 +139,19 @@ def _measure_all(config: Config, results: dict[str, Any], path: Path) -> None:
         for case in cases(config.nets, config.classes)
         if config.fresh or case.name not in results["cases"]
     ]
-    core = ["--core", str(config.core)]
+    cores = ["--cores", ",".join(map(str, config.cores))]
     start = functools.partial(
         Worker, environment=_KEEP_MEMORY if config.keep_memory else {}
     )
-    workers = {"jax": start([sys.executable, "-m", "benchmarks.jax_worker", *core])}
+    workers = {"jax": start([sys.executable, "-m", "benchmarks.jax_worker", *cores])}
     if config.peers:
         workers["torch"] = start(
-            [_peers_python(), "-m", "benchmarks.torch_worker", *core]
+            [_peers_python(), "-m", "benchmarks.torch_worker", *cores]
         )
     for case in tqdm(wanted, unit="case", disable=not sys.stderr.isatty()):
         results["cases"][case.name] = _measure(case, workers, config)
         results["python"] = platform.python_version()
+        results["cores"] = len(config.cores)
         partial = path.with_suffix(".part")
         partial.write_text(_text(results), encoding="utf-8")
         partial.replace(path)

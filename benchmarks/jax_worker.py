@@ -1,17 +1,18 @@
 """The JAX side: prepares a case, and runs one method when it is told to.
 
-Kept in a process of its own, on one core, so that it can take turns with another
+Kept in a process of its own, on given cores, so that it can take turns with another
 library.
 """
 
 import os
 import sys
 
-_CORE = int(sys.argv[sys.argv.index("--core") + 1])
-os.sched_setaffinity(0, {_CORE})
-os.environ["XLA_FLAGS"] = (
-    "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
-)
+_CORES = {int(core) for core in sys.argv[sys.argv.index("--cores") + 1].split(",")}
+os.sched_setaffinity(0, _CORES)
+if len(_CORES) == 1:
+    os.environ["XLA_FLAGS"] = (
+        "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+    )
 os.environ["JAX_PLATFORMS"] = "cpu"
 
 import functools  # noqa: E402

@@ -13,7 +13,8 @@ from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any
 
-os.sched_setaffinity(0, {int(sys.argv[sys.argv.index("--core") + 1])})
+_CORES = {int(core) for core in sys.argv[sys.argv.index("--cores") + 1].split(",")}
+os.sched_setaffinity(0, _CORES)
 
 import torch  # noqa: E402
 from torch import nn  # noqa: E402
@@ -24,7 +25,7 @@ from torchjd.autojac import backward, jac_to_grad  # noqa: E402
 
 from benchmarks.answering import answer  # noqa: E402
 
-torch.set_num_threads(1)
+torch.set_num_threads(len(_CORES))
 
 Grads = list[torch.Tensor]
 Method = Callable[[nn.Module], Grads]
