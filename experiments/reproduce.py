@@ -124,6 +124,10 @@ _NOT_RUN = """## Not run
 """
 
 
+_SCREEN = 25
+"""Lines that are shown as they are."""
+
+
 @dataclass(frozen=True)
 class Config:
     """Which claims, and how large."""
@@ -192,20 +196,29 @@ def _overview(kept: dict[Claim, dict[str, Any]]) -> str:
 
 
 def _section(claim: Claim, found: dict[str, Any]) -> str:
-    seen = (
-        f"- {'seen' if effect['seen'] else '**not seen**'}: {effect['statement']}."
-        for effect in found["effects"]
-    )
+    effects: dict[bool, list[str]] = {True: [], False: []}
+    for effect in found["effects"]:
+        mark = "seen" if effect["seen"] else "**not seen**"
+        effects[effect["seen"]].append(f"- {mark}: {effect['statement']}.")
+    seen, tables = effects[True], found["table"].split("\n\n")
     parts = [
         f"## {claim}",
         f"{found['title']}: **{found['verdict']}**.",
         f"![{found['title']}]({FIGURES}/{claim}.png)",
-        "\n".join(seen),
-        found["table"],
+        "\n".join(effects[False]),
+        _folded("\n".join(seen), f"{len(seen)} effects that were seen"),
+        *(_folded(table, f"{table.count(chr(10)) - 1} rows") for table in tables),
         found["notes"],
         f"`{found['command']}`, {found['date']}, at {found['commit']}.",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _folded(text: str, summary: str) -> str:
+    """The text; behind a summary to click on, where it would fill a screen."""
+    if text.count("\n") < _SCREEN:
+        return text
+    return f"<details><summary>{summary}</summary>\n\n{text}\n\n</details>"
 
 
 def _keep(claim: Claim, finding: Finding) -> None:
