@@ -19,11 +19,12 @@ from benchmarks.report import draw
 DOCS = Path(__file__).parent.parent / "docs" / "benchmarks"
 
 
-def test_the_table_is_made_from_the_results(tmp_path: Path) -> None:
-    results = json.loads((DOCS / "gradients.json").read_text(encoding="utf-8"))
+@pytest.mark.parametrize("folder", [DOCS, DOCS / "two_cores"])
+def test_the_table_is_made_from_the_results(folder: Path, tmp_path: Path) -> None:
+    results = json.loads((folder / "gradients.json").read_text(encoding="utf-8"))
     draw(results, tmp_path)
     table = (tmp_path / "gradients.md").read_text(encoding="utf-8")
-    assert table == (DOCS / "gradients.md").read_text(encoding="utf-8")
+    assert table == (folder / "gradients.md").read_text(encoding="utf-8")
     assert (tmp_path / "gradients.png").stat().st_size > 10_000
 
 
