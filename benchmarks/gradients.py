@@ -151,7 +151,7 @@ def _measure_all(config: Config, results: dict[str, Any], path: Path) -> None:
     for case in tqdm(wanted, unit="case", disable=not sys.stderr.isatty()):
         results["cases"][case.name] = _measure(case, workers, config)
         results["python"] = platform.python_version()
-        results["cores"] = len(config.cores)
+        results["cores"] = config.cores
         partial = path.with_suffix(".part")
         partial.write_text(_text(results), encoding="utf-8")
         partial.replace(path)

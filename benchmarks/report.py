@@ -54,12 +54,13 @@ def draw(results: dict[str, Any], folder: Path) -> None:
         " and ".join(sorted({record[name] for record in records}))
         for name in ("date", "machine")
     )
-    cores = results.get("cores", 1)
+    cores = results.get("cores", [0])
+    on = "one core" if len(cores) == 1 else f"{len(cores)} cores"
+    options = "" if len(cores) == 1 else f" --cores {' '.join(map(str, cores))}"
     lines = [
         "# What a balanced gradient costs",
         "",
-        "`python -m benchmarks.gradients`, "
-        f"{dates}, {'one core' if cores == 1 else f'{cores} cores'} of {machines}, "
+        f"`python -m benchmarks.gradients{options}`, {dates}, {on} of {machines}, "
         f"Python {results['python']}, "
         + ", ".join(f"{name} {version}" for name, version in sorted(versions.items()))
         + ".",

@@ -13,7 +13,7 @@ from experiments.claims.measures import (
     recall_lost,
 )
 from experiments.intervals import difference, interval
-from experiments.study import Study, binary, collect
+from experiments.study import BINARY, Study, collect, with_enough_seeds
 from pcn_jax.training import ALGORITHMS, AlgorithmName
 
 TITLE = (
@@ -32,7 +32,7 @@ def find(size: Size) -> Finding:
     Returns:
       The finding.
     """
-    study = collect(binary(size), size)
+    study = collect(with_enough_seeds(BINARY[size], size), size)
     depths = {name: drop_depth(curves) for name, curves in study.items()}
     effects = []
     names: tuple[AlgorithmName, ...] = ("gd", "sgd")
