@@ -52,7 +52,7 @@ notebooks: $(VENV)/installed ## Runs every notebook and renders it into docs/.
 reproduce: $(VENV)/installed ## Every claim, into RESULTS.md; one alone: make reproduce CLAIM=C4.
 	$(BIN)/python -m experiments.reproduce $(if $(CLAIM),--claims $(CLAIM)) $(if $(SIZE),--size $(SIZE))
 
-benchmarks: $(VENV)/installed ## Measures everything again, beside PyTorch: an hour.
+benchmarks: $(VENV)/installed ## Measures everything again, beside PyTorch: over an hour.
 	$(BIN)/python -m benchmarks.gradients --fresh
 	$(BIN)/python -m benchmarks.training
 

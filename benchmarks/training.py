@@ -1,6 +1,6 @@
 """Measures whole training steps of the loop, beside those of SGD.
 
-    python -m benchmarks.training     # a few minutes
+    python -m benchmarks.training     # twenty minutes
 
 A step draws its batch, gathers and normalises it, takes the gradient, updates the
 parameters and reports the loss of each class. Pixels are random, class counts those of
