@@ -96,12 +96,19 @@ class Prepared:
             value, grads = segments(params, images)
             return value, chain.update(grads, chain.init(params), params)[0]
 
+        rule = pcn_jax.weights.inverse_smoothed_norm(0.3)
+        by_halves = pcn_jax.pcn_value_and_grad(loss, number, path="fused", weights=rule)
+
+        def smoothed(params: Any, images: Any, labels: Any) -> Any:
+            return by_halves(params, images, labels, state=rule.init(number))
+
         methods: dict[str, Callable[..., Any] | str] = {
             "plain": jax.value_and_grad(mean_loss),
             "fused": pcn_jax.pcn_value_and_grad(loss, number, path="fused"),
             "fused, Gramian": pcn_jax.pcn_value_and_grad(
                 loss, number, path="fused", with_gramian=True
             ),
+            "fused, smoothed norm": smoothed,
             "known labels": by_segments,
             "masked": pcn_jax.pcn_value_and_grad(loss, number, path="masked"),
         }
@@ -126,7 +133,7 @@ class Prepared:
             directions |= {
                 name: self.compiled[name](*given)[1]
                 for name in self.compiled
-                if name not in ("plain", "fused")
+                if name not in ("plain", "fused", "fused, smoothed norm")
             }
         for name, direction in directions.items():
             self.facts[name]["error_float32"] = _relative_error(direction, exact)

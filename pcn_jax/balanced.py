@@ -1,6 +1,5 @@
 """The balanced gradient at the price of about a plain one."""
 
-import functools
 import warnings
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
@@ -40,7 +39,7 @@ from pcn_jax.geometry import (
     sum_rows,
     unit_class_grads,
 )
-from pcn_jax.halves import of_halves, split_halves
+from pcn_jax.halves import half_products, of_halves, split_halves
 from pcn_jax.weights import (
     ClassStatistics,
     ClassWeights,
@@ -208,13 +207,6 @@ def pcn_value_and_grad(
     check_rule(weights)
     if path not in (None, "fused", "masked"):
         raise ValueError(f"path must be 'fused', 'masked' or None, got {path!r}.")
-    if isinstance(weights, StatefulClassWeights):
-        by_halves = functools.partial(
-            pcn_value_and_grad, loss_fn, 2 * num_classes, has_aux=has_aux, path=path
-        )
-        return auto_sharded(
-            _with_state(by_halves, num_classes, weights, with_gramian=with_gramian)
-        )
     options = _Options(num_classes, weights or inverse_norm(), with_gramian)
 
     def value_and_grad(
@@ -227,18 +219,15 @@ def pcn_value_and_grad(
         state: Any = None,
         **kwargs: Any,
     ) -> tuple[PCNValue, chex.ArrayTree]:
-        if state is not None:
-            raise ValueError(
-                "state is for weights that have one; these do not. If loss_fn takes "
-                "it, give it to a closure."
-            )
         check_params(params)
         groups = labels if rows is None else rows
         check_below(groups, num_classes)
         groups = check_labels(groups, ndim=1)
         labels = groups if rows is None else labels
         check_inputs(inputs, len(groups))
-        check_reference(reference, params, num_classes)
+        check_reference(reference, params, num_classes, options.rule)
+        check_state(state, num_classes, options.rule)
+        groups = split_halves(groups) if options.by_halves else groups
         fixed, arrays = take_out_arrays(args, kwargs)
         losses_fn = _grouped(of_arrays(loss_fn, fixed), has_aux)
         given = jax.tree.map(_on_device, (params, (inputs, labels), groups, *arrays))
@@ -248,10 +237,10 @@ def pcn_value_and_grad(
             except NotProvenError as reason:
                 _masked_instead(reason, path)
             else:
-                return _fused(traced, given, options, reference)
-        masked = per_class_value_and_grad(losses_fn, num_classes, has_aux=True)
+                return _fused(traced, given, options, reference, state)
+        masked = per_class_value_and_grad(losses_fn, options.num_groups, has_aux=True)
         value, grads = masked(*given)
-        return _weighted(value, grads, options, reference)
+        return _masked(value, grads, options, reference, state)
 
     return auto_sharded(value_and_grad)
 
@@ -260,6 +249,7 @@ def pcn_plan(
     loss_fn: LossFn,
     num_classes: int,
     *,
+    weights: ClassWeights | StatefulClassWeights | None = None,
     has_aux: bool = False,
     with_gramian: bool = False,
 ) -> Callable[..., Plan]:
@@ -268,6 +258,7 @@ def pcn_plan(
     Args:
       loss_fn: As there.
       num_classes: As there.
+      weights: As there; those with a state look at the halves of the classes.
       has_aux: As there.
       with_gramian: As there.
 
@@ -285,20 +276,28 @@ def pcn_plan(
       ['b']  examples
     """
     check_num_classes(num_classes)
+    check_rule(weights)
+    options = _Options(num_classes, weights or inverse_norm(), with_gramian)
 
     def plan(
         params: chex.ArrayTree, inputs: Any, labels: Any, *args: Any, **kwargs: Any
     ) -> Plan:
+        check_params(params)
+        groups = jax.eval_shape(lambda labels: check_labels(labels, ndim=1), labels)
+        check_inputs(inputs, len(groups))
         fixed, arrays = take_out_arrays(args, kwargs)
         losses_fn = _grouped(of_arrays(loss_fn, fixed), has_aux)
         try:
-            given = params, (inputs, labels), labels, *arrays
+            given = params, (inputs, groups), groups, *arrays
             traced = tracing.trace(losses_fn, *given)
         except NotProvenError as reason:
             return Plan("masked", str(reason), ())
-        num_rows = min(num_classes, labels.shape[0])
         choices = gradients.choices_of(
-            traced, num_rows, with_reference=False, with_gramian=with_gramian
+            traced,
+            min(options.num_groups, len(groups)),
+            by_halves=options.by_halves,
+            with_reference=False,
+            with_gramian=with_gramian,
         )
         names = [
             jax.tree_util.keystr(path)
@@ -322,85 +321,56 @@ def _on_device(x: Any) -> Any:
 
 
 class _Options(NamedTuple):
+    """What was chosen, and how the statistics of the groups become weights.
+
+    The groups are the classes; or, where a rule asks for it, their halves, which tell
+    the norm without the noise.
+    """
+
     num_classes: int
-    weights: ClassWeights
+    rule: ClassWeights | StatefulClassWeights
     with_gramian: bool
 
+    @property
+    def by_halves(self) -> bool:
+        return isinstance(self.rule, StatefulClassWeights)
 
-def _with_state(
-    by_halves: Callable[..., PCNValueAndGrad],
-    num_classes: int,
-    weights: StatefulClassWeights,
-    *,
-    with_gramian: bool,
-) -> PCNValueAndGrad:
-    """The same by the halves of each class, which tell the norm without the noise."""
+    @property
+    def num_groups(self) -> int:
+        return 2 * self.num_classes if self.by_halves else self.num_classes
 
-    def value_and_grad(
-        params: chex.ArrayTree,
-        inputs: Any,
-        labels: jax.Array,
-        *args: Any,
-        rows: jax.Array | None = None,
-        reference: chex.ArrayTree | None = None,
-        state: Any = None,
-        **kwargs: Any,
-    ) -> tuple[PCNValue, chex.ArrayTree]:
-        if state is None:
-            raise ValueError(
-                "These weights have a state: pass state=weights.init(num_classes) to "
-                "the first step, and value.state of each step to the next."
-            )
-        if reference is not None:
-            raise ValueError("reference is for weights without a state: remove it.")
-        groups = labels if rows is None else rows
-        check_below(groups, num_classes)
-        groups = check_labels(groups, ndim=1)
-        check_state(state, jax.eval_shape(lambda: weights.init(num_classes)))
-        updates = []
+    def balance(
+        self,
+        losses: jax.Array,
+        statistics: ClassStatistics,
+        halves: jax.Array | None,
+        aux: Any,
+        state: Any,
+    ) -> tuple[PCNValue, jax.Array]:
+        """Weighs the groups.
 
-        def of_halves_and_state(halves: ClassStatistics) -> jax.Array:
-            statistics = _joined(halves)
-            of_classes, new_state = weights.update(statistics, state)
-            of_classes = _checked(of_classes, statistics.norms)
-            updates.append((of_classes, new_state))
-            return jnp.repeat(of_classes, 2)
+        Args:
+          losses: Mean loss of each group, `[G]`.
+          statistics: Of the groups, `[G]`.
+          halves: Inner products of the two halves of each class, `[C]`, or `None`.
+          aux: The auxiliary output.
+          state: Of the rule, or `None`.
 
-        value_and_grad_of_halves = by_halves(
-            weights=of_halves_and_state, with_gramian=True
-        )
-        halves, direction = value_and_grad_of_halves(
-            params, inputs, labels, *args, rows=split_halves(groups), **kwargs
-        )
-        ((of_classes, new_state),) = updates
-        statistics = _joined(halves.statistics)
-        if not with_gramian:
-            statistics = statistics._replace(gramian=None)
-        value = PCNValue(
-            losses=_mean_of_halves(halves.losses, halves.counts),
-            statistics=statistics,
-            weights=of_classes,
-            aux=halves.aux,
-            state=new_state,
-        )
-        return value, direction
-
-    return value_and_grad
-
-
-def _joined(halves: ClassStatistics) -> ClassStatistics:
-    assert halves.gramian is not None
-    number = len(halves.norms) // 2
-    blocks = halves.gramian.reshape(number, 2, number, 2)
-    products = jnp.diagonal(blocks[:, 0, :, 1])
-    statistics = of_halves(halves.norms, halves.counts, products)
-    return statistics._replace(gramian=blocks.sum(axis=(1, 3)))
-
-
-def _mean_of_halves(losses: jax.Array, counts: jax.Array) -> jax.Array:
-    counts = counts.astype(losses.dtype).reshape(-1, 2)
-    total = (losses.reshape(-1, 2) * counts).sum(axis=1)
-    return total / at_least_one(counts.sum(axis=1))
+        Returns:
+          What is said of the classes, and the weights of the groups, `[G]`.
+        """
+        if not isinstance(self.rule, StatefulClassWeights):
+            weights = _checked(self.rule(statistics), statistics.norms)
+            return PCNValue(losses, statistics, weights, aux), weights
+        assert halves is not None
+        counts = statistics.counts.astype(losses.dtype)
+        total = (losses * counts).reshape(-1, 2).sum(axis=1)
+        losses = total / at_least_one(counts.reshape(-1, 2).sum(axis=1))
+        statistics = of_halves(statistics, halves)
+        weights, new_state = self.rule.update(statistics, state)
+        weights = _checked(weights, statistics.norms)
+        value = PCNValue(losses, statistics, weights, aux, new_state)
+        return value, jnp.repeat(weights, 2)
 
 
 def _grouped(loss_fn: LossFn, has_aux: bool) -> LossFn:
@@ -433,12 +403,13 @@ def _fused(
     given: tuple[Any, ...],
     options: _Options,
     reference: chex.ArrayTree | None,
+    state: Any,
 ) -> tuple[PCNValue, chex.ArrayTree]:
-    groups, num_classes = given[2], options.num_classes
-    layout = sort_by_class(groups, num_classes)
+    groups, num_groups = given[2], options.num_groups
+    layout = sort_by_class(groups, num_groups, by_halves=options.by_halves)
     real = groups >= 0
     # Labels that could not be checked before must not pass silently: NaN.
-    one = jnp.where(jnp.any(groups >= num_classes), jnp.nan, 1)
+    one = jnp.where(jnp.any(groups >= num_groups), jnp.nan, 1)
     if reference is not None:
         reference = jax.tree.map(layout.of_classes, unit_class_grads(reference)[0])
     measured = gradients.measure(
@@ -450,7 +421,10 @@ def _fused(
         with_gramian=options.with_gramian,
     )
     norms, scale = jnp.sqrt(measured.squares), measured.scale
-    gramian = alignment = None
+    halves = gramian = alignment = None
+    if measured.halves is not None:
+        halves = measured.halves * scale * jnp.roll(scale, -1)
+        halves = layout.to_classes(halves)[::2]
     if measured.gramian is not None:
         gramian = measured.gramian * scale[:, None] * scale[None, :]
         gramian = layout.to_classes(layout.to_classes(gramian).T).T
@@ -458,34 +432,43 @@ def _fused(
         cosines = measured.products / jnp.where(norms == 0, 1, norms)
         alignment = layout.to_classes(jnp.clip(cosines, -1, 1))
     norms, counts = layout.to_classes(norms * scale), layout.to_classes(layout.counts)
-    statistics = ClassStatistics(norms, counts, gramian, alignment)
-    weights = _checked(options.weights(statistics), statistics.norms)
-    of_rows = jnp.where(layout.counts > 0, layout.of_classes(weights), 0)
     losses = jnp.where(layout.members, measured.losses[None, :], 0).sum(axis=1)
     losses = losses / at_least_one(layout.counts).astype(losses.dtype)
-    value = PCNValue(layout.to_classes(losses), statistics, weights, measured.aux)
+    value, weights = options.balance(
+        layout.to_classes(losses),
+        ClassStatistics(norms, counts, gramian, alignment),
+        halves,
+        measured.aux,
+        state,
+    )
+    of_rows = jnp.where(layout.counts > 0, layout.of_classes(weights), 0)
     return value, measured.add_up(of_rows)
 
 
-def _weighted(
+def _masked(
     value: ClassValue,
     grads: chex.ArrayTree,
     options: _Options,
     reference: chex.ArrayTree | None,
+    state: Any,
 ) -> tuple[PCNValue, chex.ArrayTree]:
-    norms, gramian, alignment = class_norms(grads), None, None
+    norms, halves, gramian, alignment = class_norms(grads), None, None, None
+    if options.by_halves:
+        halves = half_products(grads, norms)
     if options.with_gramian:
         gramian = class_cosines(grads) * norms[:, None] * norms[None, :]
     if reference is not None:
         alignment = class_alignment(grads, reference)
     statistics = ClassStatistics(norms, value.counts, gramian, alignment)
-    weights = _checked(options.weights(statistics), norms)
+    balanced, weights = options.balance(
+        value.losses, statistics, halves, value.aux, state
+    )
     direction = jax.tree.map(
         lambda total, g: total.astype(g.dtype),
         sum_rows(scale_rows(grads, weights)),
         grads,
     )
-    return PCNValue(value.losses, statistics, weights, value.aux), direction
+    return balanced, direction
 
 
 def _checked(weights: jax.Array, norms: jax.Array) -> jax.Array:

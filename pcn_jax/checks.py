@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pcn_jax.weights import RULES, StatefulClassWeights
+from pcn_jax.weights import RULES, ClassWeights, StatefulClassWeights
 
 
 def check_labels(labels: Any, ndim: int) -> jax.Array:
@@ -86,11 +86,26 @@ def check_rule(weights: Any) -> None:
         )
 
 
-def check_state(state: Any, expected: Any) -> None:
-    """Refuses a state that is not built as the first one."""
+def check_state(
+    state: Any, num_classes: int, weights: ClassWeights | StatefulClassWeights
+) -> None:
+    """Refuses a state that is not built as the first one, or has no use."""
+    if not isinstance(weights, StatefulClassWeights):
+        if state is not None:
+            raise ValueError(
+                "state is for weights that have one; these do not. If loss_fn takes "
+                "it, pass it by position."
+            )
+        return
+    if state is None:
+        raise ValueError(
+            "These weights have a state: pass state=weights.init(num_classes) to "
+            "the first step, and value.state of each step to the next."
+        )
+    first = jax.eval_shape(lambda: weights.init(num_classes))
     got, expected = (
         (jax.tree.structure(tree), [jnp.shape(x) for x in jax.tree.leaves(tree)])
-        for tree in (state, expected)
+        for tree in (state, first)
     )
     if got != expected:
         raise ValueError(
@@ -112,11 +127,16 @@ def check_inputs(inputs: Any, number: int) -> None:
 
 
 def check_reference(
-    reference: chex.ArrayTree | None, params: chex.ArrayTree, num_classes: int
+    reference: chex.ArrayTree | None,
+    params: chex.ArrayTree,
+    num_classes: int,
+    weights: ClassWeights | StatefulClassWeights,
 ) -> None:
-    """Refuses what has not the shape of class gradients."""
+    """Refuses what has not the shape of class gradients, or has no use."""
     if reference is None:
         return
+    if isinstance(weights, StatefulClassWeights):
+        raise ValueError("reference is for weights without a state: remove it.")
     expected = jax.tree.map(lambda x: (num_classes, *jnp.shape(x)), params)
     got = jax.tree.map(jnp.shape, reference)
     if got != expected:

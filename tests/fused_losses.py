@@ -15,6 +15,12 @@ NUM_CLASSES = 3
 LABELS = np.array([0, 2, 0, 0, 1, 0, 2], np.int32)
 
 
+def in_float64(tree: Any) -> Any:
+    return jax.tree.map(
+        lambda x: x.astype(jnp.float64) if x.dtype == jnp.float32 else x, tree
+    )
+
+
 class Case(NamedTuple):
     """A loss `[B]`, its parameters and what it takes besides the labels."""
 

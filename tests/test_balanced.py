@@ -10,7 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from fused_losses import CASES, INTERACTING, LABELS, MLP, NUM_CLASSES, Case, mlp
+from fused_losses import (
+    CASES,
+    INTERACTING,
+    LABELS,
+    MLP,
+    NUM_CLASSES,
+    Case,
+    in_float64,
+    mlp,
+)
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from loop_losses import OPENED
 
@@ -37,12 +46,6 @@ LINKS = {
         weights.inverse_alignment(min_alignment=0.2),
     ),
 }
-
-
-def in_float64(tree: Any) -> Any:
-    return jax.tree.map(
-        lambda x: x.astype(jnp.float64) if x.dtype == jnp.float32 else x, tree
-    )
 
 
 def explicit(

@@ -8,11 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from fused_losses import CASES, Case, in_float64
+from fused_losses import LABELS as LOSS_LABELS
+from fused_losses import NUM_CLASSES as LOSS_CLASSES
+from loop_losses import OPENED
 
 import pcn_jax
 from pcn_jax import weights
+from pcn_jax.fused import gradients, plan
 from pcn_jax.weights import ClassStatistics
 
+EVERY = CASES | OPENED
 NUM_CLASSES = 4
 LABELS = np.array([0, 1, 0, 0, 2, 1, 0, 1, 0, -1, 0, 1])  # class 3 is absent
 
@@ -81,6 +87,72 @@ def test_the_fused_path_gives_what_the_chain_gives_step_after_step(
         assert not np.asarray(value.weights)[3]
 
 
+def assert_fused_as_masked(name: str, num_classes: int = LOSS_CLASSES) -> None:
+    """All that is known of the halves, against class gradients that are made."""
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
+        case = Case(EVERY[name].loss, *in_float64(tuple(EVERY[name][1:])))
+        rule = weights.inverse_smoothed_norm(0.05)
+        state = rule.init(num_classes)
+
+        @jax.jit
+        def both(params: Any, inputs: Any, args: Any) -> Any:
+            return [
+                pcn_jax.pcn_value_and_grad(
+                    case.loss, num_classes, weights=rule, path=path
+                )(params, inputs, LOSS_LABELS, *args, state=state)
+                for path in ("fused", "masked")
+            ]
+
+        (value, direction), (expected, by_stacks) = both(*case[1:])
+        assert np.any(np.asarray(expected.statistics.squared_mean_norms))
+        chex.assert_trees_all_close(
+            value._replace(aux=None), expected._replace(aux=None), atol=1e-11
+        )
+        chex.assert_trees_all_close(direction, by_stacks, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    "name", ["mlp", "conv", "attention", "shared", "experts", "one layer again"]
+)
+def test_every_way_measures_halves(name: str) -> None:
+    assert_fused_as_masked(name)
+
+
+@pytest.mark.parametrize("name", ["attention", "one matrix each"])
+def test_halves_where_most_classes_are_absent(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan, "_CACHE", 0)  # streams, one row after the other
+    assert_fused_as_masked(name, num_classes=50)
+
+
+@pytest.mark.parametrize("block", [1, 2, 5])
+def test_halves_that_lie_in_several_blocks_of_pairs(
+    block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gradients, "block_size", lambda *_: block)
+    monkeypatch.setattr(gradients, "_MANY_NUMBERS", 0)
+    assert_fused_as_masked("mlp")
+
+
+def test_the_gramian_of_classes_may_be_asked_for_besides() -> None:
+    params, [(inputs, labels)] = batches(1)
+    rule = weights.inverse_smoothed_norm(0.05)
+    alone, beside = (
+        jax.jit(
+            pcn_jax.pcn_value_and_grad(
+                loss_fn, NUM_CLASSES, weights=rule, with_gramian=gramian
+            )
+        )(params, inputs, labels, state=rule.init(NUM_CLASSES))
+        for gramian in (False, True)
+    )
+    chex.assert_trees_all_close(alone[1], beside[1], rtol=1e-4)
+    assert alone[0].statistics.gramian is None
+    _, grads = jax.jit(of_classes)(params, inputs, labels)
+    cosines = pcn_jax.class_cosines(grads)
+    np.testing.assert_allclose(beside[0].statistics.cosines, cosines, atol=1e-5)
+
+
 def test_the_estimate_has_no_bias_where_the_noisy_norm_is_far_too_long() -> None:
     rng = np.random.default_rng(0)
     truth, counts = rng.normal(size=20) / 10, (2, 3, 8, 17)
@@ -91,8 +163,9 @@ def test_the_estimate_has_no_bias_where_the_noisy_norm_is_far_too_long() -> None
         sizes = jnp.array([-(-count // 2), count // 2])
         found = jax.vmap(
             lambda a, b, sizes=sizes, n=float(count): pcn_jax.halves.of_halves(
-                jnp.stack([jnp.linalg.norm(a), jnp.linalg.norm(b)]) / n,
-                sizes,
+                ClassStatistics(
+                    jnp.stack([jnp.linalg.norm(a), jnp.linalg.norm(b)]) / n, sizes
+                ),
                 (a @ b)[None] / n**2,
             )
         )(*(jnp.asarray(half, jnp.float32) for half in halves))

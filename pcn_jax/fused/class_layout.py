@@ -17,6 +17,9 @@ class ClassLayout(NamedTuple):
     A batch of `B` examples shows at most `R = min(C, B)` classes. Work is done for
     these *rows*, and spread over all classes at the end.
 
+    The classes may be the halves of classes (see `pcn_jax.split_halves`): rows that
+    follow each other, of which more can be asked.
+
     Attributes:
       rows: Row of each example, `[B]`; `R` for padding.
       labels: Class of each row, `[R]`; `C` for a row that is not used.
@@ -24,6 +27,7 @@ class ClassLayout(NamedTuple):
       starts: Where each row starts in `order`, `[R]`.
       counts: Examples of each row, `[R]`.
       num_classes: `C`.
+      by_halves: Whether classes `2l` and `2l + 1` are the halves of one.
     """
 
     rows: jax.Array
@@ -33,6 +37,7 @@ class ClassLayout(NamedTuple):
     counts: jax.Array
 
     num_classes: int
+    by_halves: bool = False
 
     @property
     def num_rows(self) -> int:
@@ -49,13 +54,22 @@ class ClassLayout(NamedTuple):
         """Which examples belong to each row, `[R, B]`."""
         return self.rows[None, :] == _numbers(self.num_rows)
 
+    @property
+    def wholes(self) -> jax.Array:
+        """A number that the two halves of a class have in common, `[R]`; or its own."""
+        if not self.by_halves:
+            return jnp.arange(self.num_rows, dtype=jnp.int32)
+        return self.labels // 2
+
     def to_classes(self, of_rows: jax.Array) -> jax.Array:
         """A quantity of each row `[R, ...]`, placed among all classes `[C, ...]`."""
         if self.num_rows == self.num_classes:
             return of_rows
-        here = self.labels[None, :] == _numbers(self.num_classes)
-        here = here.reshape(*here.shape, *[1] * (of_rows.ndim - 1))
-        return jnp.where(here, of_rows[None], 0).sum(axis=1, dtype=of_rows.dtype)
+        classes = _numbers(self.num_classes)  # labels are sorted
+        row = jnp.minimum(_sum(self.labels[None, :] < classes), self.num_rows - 1)
+        is_shown = self.labels[row] == classes[:, 0]
+        is_shown = is_shown.reshape(-1, *[1] * (of_rows.ndim - 1))
+        return jnp.where(is_shown, of_rows[row], 0)
 
     def of_classes(self, of_classes: jax.Array) -> jax.Array:
         """A quantity of each class `[C, ...]`, for each row; arbitrary if not used."""
@@ -71,12 +85,15 @@ class ClassLayout(NamedTuple):
         return barrier(of_examples)
 
 
-def sort_by_class(labels: jax.Array, num_classes: int) -> ClassLayout:
+def sort_by_class(
+    labels: jax.Array, num_classes: int, *, by_halves: bool = False
+) -> ClassLayout:
     """Sorts a batch by class.
 
     Args:
       labels: Class of each example, int32 `[B]`; what is not in `[0, C)` is padding.
       num_classes: `C`.
+      by_halves: Whether classes `2l` and `2l + 1` are the halves of one.
 
     Returns:
       The layout. Within a class the order of the batch is kept.
@@ -111,6 +128,7 @@ def sort_by_class(labels: jax.Array, num_classes: int) -> ClassLayout:
         starts=_sum(row[None, :] < rows),
         counts=_sum(row[None, :] == rows),
         num_classes=num_classes,
+        by_halves=by_halves,
     )
 
 

@@ -49,10 +49,12 @@ class Measured(NamedTuple):
     Attributes:
       losses: Of each example, `[B]`.
       aux: The auxiliary output.
-      squares: Squared norms of the rows `[R]`, scaled by `scale` squared.
-      gramian: Inner products of the rows `[R, R]`, so scaled, or `None`.
-      products: Inner products of the rows with their references `[R]`, scaled by
-        `scale` and by `1 / reference_norms`, or `None`.
+      squares: Squared norms of the rows `[R]`, divided by `scale` squared.
+      halves: Inner products of the halves of a class, in the row of the first `[R]`,
+        divided by the `scale` of both; zero elsewhere. Or `None`.
+      gramian: Inner products of the rows `[R, R]`, divided likewise, or `None`.
+      products: Inner products of the rows with their references `[R]`, divided by
+        `scale` and by the norms of the references, or `None`.
       scale: What the rows were divided by so that no square over- or underflows, `[R]`.
       add_up: From weights of the rows `[R]` to the weighted sum, shaped like `params`.
     """
@@ -60,6 +62,7 @@ class Measured(NamedTuple):
     losses: jax.Array
     aux: Any
     squares: jax.Array
+    halves: jax.Array | None
     gramian: jax.Array | None
     products: jax.Array | None
     scale: jax.Array
@@ -100,6 +103,7 @@ def measure(
     choices = choices_of(
         traced,
         layout.num_rows,
+        by_halves=layout.by_halves,
         with_reference=reference is not None,
         with_gramian=with_gramian,
     )
@@ -135,28 +139,38 @@ def measure(
             sums |= weight_gradients(site, taken, each)
         return jax.tree.unflatten(jax.tree.structure(params), to_params(sums))
 
-    gramian = products = None
+    gramian = products = halves = None
     if with_gramian:
-        gramian, lengths = _gramian(matrices, sources, weights, layout)
+        gramian, singles = _gramian(matrices, sources, weights, layout)
         squares = jnp.diagonal(gramian)
+        halves = jnp.pad(jnp.diagonal(gramian, offset=1), (0, 1))
     else:
-        squares, lengths = _squares(matrices, sources, ways, weights, layout)
+        (squares, halves), singles = _sums(matrices, sources, ways, weights, layout)
+    if halves is not None:
+        is_half = jnp.diff(layout.wholes, append=layout.num_classes) == 0
+        halves = jnp.where(is_half, halves, 0) if layout.by_halves else None
     # Where examples nearly cancel, the rest is rounding: not even its sign is known.
-    rounding = _ROUNDING * float(np.finfo(lengths.dtype).eps)
-    squares = jnp.maximum(squares, rounding * lengths)
+    rounding = _ROUNDING * float(np.finfo(singles.dtype).eps)
+    squares = jnp.maximum(squares, rounding * singles)
     if reference is not None:
         products = _products(matrices, jax.tree.leaves(reference))
-    return Measured(losses, aux, squares, gramian, products, scale, add_up)
+    return Measured(losses, aux, squares, halves, gramian, products, scale, add_up)
 
 
 def choices_of(
-    traced: Traced, num_rows: int, *, with_reference: bool, with_gramian: bool
+    traced: Traced,
+    num_rows: int,
+    *,
+    by_halves: bool,
+    with_reference: bool,
+    with_gramian: bool,
 ) -> list[Choice]:
     """Chooses a way for each site of a loss function."""
     return [
         choose(
             site,
             num_rows,
+            by_halves=by_halves,
             keep_rows=with_reference or not traced.in_place.issuperset(site.params),
             with_gramian=with_gramian,
         )
@@ -208,28 +222,34 @@ def _add(total: dict[Slot, jax.Array], more: dict[Slot, jax.Array]) -> None:
         total[slot] = total[slot] + x if slot in total else x
 
 
-def _squares(
+def _sums(
     matrices: Sequence[jax.Array],
     sources: Sequence[pairs.PairSource],
     ways: _Ways,
     weights: jax.Array,
     layout: ClassLayout,
-) -> tuple[jax.Array, jax.Array]:
-    """Squared norms of the rows, and of what their rounding is a part, `[R]`."""
-    squares = lengths = jnp.zeros(layout.num_rows, weights.dtype)
-    for x in matrices:
-        squares += jnp.sum(x * x, axis=1)
-    for site, taken, at_once in ways["stream"]:
-        squares += strategies.stream_squares(site, taken, weights, layout, at_once)
-    for site, taken, _ in ways["lookup"]:
-        squares += strategies.lookup_squares(site, taken, weights, layout)
+) -> tuple[strategies.RowSums, jax.Array]:
+    """Inner products of the rows, and the squared norms of their examples, added up."""
+    zeros = jnp.zeros(layout.num_rows, weights.dtype)
+    found = [strategies.RowSums(zeros, zeros if layout.by_halves else None)]
+    found += [strategies.row_sums(x, layout) for x in matrices]
+    found += [
+        strategies.stream_sums(site, taken, weights, layout, at_once)
+        for site, taken, at_once in ways["stream"]
+    ]
+    found += [
+        strategies.lookup_sums(site, taken, weights, layout)
+        for site, taken, _ in ways["lookup"]
+    ]
+    singles = zeros
     for tokens in sorted({source.tokens for source in sources}):
         alike = [source for source in sources if source.tokens == tokens]
         sites = [site for site, _, _ in ways["pairs"] if site.tokens == tokens]
         block = block_size(layout.size, layout.num_rows, tokens, sites)
-        more = pairs.pair_squares(alike, weights, layout, block)
-        squares, lengths = squares + more[0], lengths + more[1]
-    return squares, lengths
+        of_pairs = pairs.pair_sums(alike, weights, layout, block)
+        found.append(strategies.RowSums(of_pairs.squares, of_pairs.halves))
+        singles += of_pairs.singles
+    return jax.tree.map(lambda *x: sum(x[1:], start=x[0]), *found), singles
 
 
 def _gramian(
@@ -238,13 +258,13 @@ def _gramian(
     weights: jax.Array,
     layout: ClassLayout,
 ) -> tuple[jax.Array, jax.Array]:
-    """Inner products of all rows `[R, R]`, and the same lengths `[R]`."""
-    lengths = jnp.zeros(layout.num_rows, weights.dtype)
+    """Inner products of all rows `[R, R]`, and the same of the examples `[R]`."""
+    singles = jnp.zeros(layout.num_rows, weights.dtype)
     parts = [full_dot(x, x, contracted=(1, 1)) for x in matrices]
     if sources:
-        gramian, lengths = pairs.pair_gramian(sources, weights, layout)
+        gramian, singles = pairs.pair_gramian(sources, weights, layout)
         parts.append(gramian)
-    return sum(parts[1:], start=parts[0]), lengths
+    return sum(parts[1:], start=parts[0]), singles
 
 
 def _products(

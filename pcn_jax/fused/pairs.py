@@ -13,7 +13,7 @@ much that is follows from the squared lengths of the single gradients, also adde
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -40,6 +40,33 @@ class PairSource(NamedTuple):
     tokens: int
 
 
+class PairSums(NamedTuple):
+    """What the inner products of pairs of examples add up to, over all sources.
+
+    Attributes:
+      squares: Over the pairs of each row: its squared norm, `[R]`.
+      halves: Over the pairs of a row and the next, where these are the halves of a
+        class: the inner product of the two, `[R]`, else zero; `None` if not asked for.
+      singles: Over the examples of each row, each with itself, `[R]`.
+    """
+
+    squares: jax.Array
+    halves: jax.Array | None
+    singles: jax.Array
+
+
+class _Members(NamedTuple):
+    """Where some examples belong: to which row, and of which class it is a half."""
+
+    rows: jax.Array
+    wholes: jax.Array
+
+    @classmethod
+    def of(cls, rows: jax.Array, layout: ClassLayout) -> Self:
+        wholes = layout.wholes[jnp.minimum(rows, layout.num_rows - 1)]
+        return cls(rows, jnp.where(rows < layout.num_rows, wholes, layout.num_classes))
+
+
 def of_site(site: Site, taps: Taps) -> PairSource:
     """The parameter of a product or a convolution."""
     products = _conv_products if site.kind == "conv" else _dense_products
@@ -62,13 +89,13 @@ def of_gradients(grads: jax.Array) -> PairSource:
     return PairSource(take=take, products=_row_products, tokens=1)
 
 
-def pair_squares(
+def pair_sums(
     sources: Sequence[PairSource],
     weights: jax.Array,
     layout: ClassLayout,
     block_size: int,
-) -> tuple[jax.Array, jax.Array]:
-    """Squared norms of the rows, and the sums of the squared norms of their examples.
+) -> PairSums:
+    """Adds up the inner products of the examples of each class.
 
     The examples are sorted by class, so only blocks near the diagonal hold pairs of one
     class, and by symmetry only those on one side of it are needed.
@@ -80,75 +107,90 @@ def pair_squares(
       block_size: Examples in a block.
 
     Returns:
-      Both `[R]`, over all sources, in float32 or wider.
+      The sums, in float32 or wider.
     """
     size, number = layout.size, -(-layout.size // block_size)
     if number == 1:
-        return _squares_of_one_block(sources, weights, layout)
+        return _sums_of_one_block(sources, weights, layout)
     places = jnp.arange(number * block_size, dtype=jnp.int32)
     positions = layout.order[jnp.minimum(places, size - 1)]
     rows = jnp.where(places < size, layout.rows[positions], layout.num_rows)
-    positions, rows = (x.reshape(number, block_size) for x in (positions, rows))
+    positions, members = jax.tree.map(
+        lambda x: x.reshape(number, block_size), (positions, _Members.of(rows, layout))
+    )
 
     def block(k: jax.Array) -> list[Any]:
         at = positions[k]
         return [source.take(at, weights[at]) for source in sources]
 
-    def outer(
-        k: jax.Array, sums: tuple[jax.Array, jax.Array]
-    ) -> tuple[jax.Array, jax.Array]:
+    def of_blocks(left: Sequence[Any], k: jax.Array, j: jax.Array) -> PairSums:
+        products = _all_products(sources, left, block(j)).astype(weights.dtype)
+        ours, theirs = (jax.tree.map(lambda x, at=at: x[at], members) for at in (k, j))
+        return _of_examples(products, ours, theirs, by_halves=layout.by_halves)
+
+    def outer(k: jax.Array, sums: PairSums) -> PairSums:
         left = block(k)
-        products = _all_products(sources, left, left).astype(weights.dtype)
-        within = _of_one_class(products, rows[k], rows[k])
 
-        def add(carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-            j, within = carry
-            products = _all_products(sources, left, block(j)).astype(weights.dtype)
-            return j + 1, within + 2 * _of_one_class(products, rows[k], rows[j])
+        def add(carry: tuple[jax.Array, PairSums]) -> tuple[jax.Array, PairSums]:
+            j, found = carry
+            more = of_blocks(left, k, j)
+            more = more._replace(
+                squares=2 * more.squares, singles=jnp.zeros_like(more.singles)
+            )
+            return j + 1, jax.tree.map(jnp.add, found, more)
 
-        def may_match(carry: tuple[jax.Array, jax.Array]) -> jax.Array:
+        def may_match(carry: tuple[jax.Array, PairSums]) -> jax.Array:
             j = jnp.minimum(carry[0], number - 1)
-            return (carry[0] < number) & (rows[j, 0] <= rows[k, -1])
+            is_near: jax.Array = members.wholes[j, 0] <= members.wholes[k, -1]
+            return (carry[0] < number) & is_near
 
-        _, within = lax.while_loop(may_match, add, (k + 1, within))
-        found = within, jnp.diagonal(products)
-        squares, lengths = (
-            lax.dynamic_update_index_in_dim(total, of_block, k, 0)
-            for total, of_block in zip(sums, found, strict=True)
-        )
-        return squares, lengths
+        _, found = lax.while_loop(may_match, add, (k + 1, of_blocks(left, k, k)))
+        update = functools.partial(lax.dynamic_update_index_in_dim, index=k, axis=0)
+        updated: PairSums = jax.tree.map(update, sums, found)
+        return updated
 
     zeros = jnp.zeros((number, block_size), weights.dtype)
-    sums = lax.fori_loop(0, number, outer, (zeros, zeros))
+    start = PairSums(zeros, zeros if layout.by_halves else None, zeros)
+    of_examples = lax.fori_loop(0, number, outer, start)
     numbers = jnp.arange(layout.num_rows, dtype=rows.dtype)[:, None]
-    members = rows.reshape(1, -1) == numbers
-    squares, lengths = (
-        jnp.where(members, total.reshape(1, -1), 0).sum(axis=1) for total in sums
+    is_member = rows[None, :] == numbers
+    sums: PairSums = jax.tree.map(
+        lambda x: jnp.where(is_member, x.reshape(1, -1), 0).sum(axis=1), of_examples
     )
-    return squares, lengths
+    return sums
 
 
-def _of_one_class(products: jax.Array, ours: jax.Array, theirs: jax.Array) -> jax.Array:
-    """Sums `[m, n]` over those of the `n` that are of the same row."""
-    return jnp.where(ours[:, None] == theirs[None, :], products, 0).sum(axis=1)
+def _of_examples(
+    products: jax.Array, ours: _Members, theirs: _Members, *, by_halves: bool
+) -> PairSums:
+    """Sums `[m, n]` over those of the `n` that are of the same row or class, `[m]`."""
+    rows, their_rows = ours.rows[:, None], theirs.rows[None, :]
+    squares, halves = jnp.where(rows == their_rows, products, 0).sum(axis=1), None
+    if by_halves:
+        of_one_class = ours.wholes[:, None] == theirs.wholes[None, :]
+        is_second = of_one_class & (rows < their_rows)
+        halves = jnp.where(is_second, products, 0).sum(axis=1)
+    return PairSums(squares, halves, jnp.diagonal(products))
 
 
-def _squares_of_one_block(
+def _sums_of_one_block(
     sources: Sequence[PairSource], weights: jax.Array, layout: ClassLayout
-) -> tuple[jax.Array, jax.Array]:
+) -> PairSums:
     """The same from all pairs: no loop, so less to compile."""
     products = _all_pairs(sources, weights, layout).astype(weights.dtype)
-    within = _of_one_class(products, layout.rows, layout.rows)
-    of_examples = jnp.stack([within, jnp.diagonal(products)])
+    all_of_them = _Members.of(layout.rows, layout)
+    of_examples, structure = jax.tree.flatten(
+        _of_examples(products, all_of_them, all_of_them, by_halves=layout.by_halves)
+    )
     members = layout.members.astype(products.dtype)
-    squares, lengths = full_dot(of_examples, members.T)
-    return squares, lengths
+    sums = full_dot(jnp.stack(of_examples), members.T)
+    return PairSums(*jax.tree.unflatten(structure, list(sums)))
 
 
 def pair_gramian(
     sources: Sequence[PairSource], weights: jax.Array, layout: ClassLayout
 ) -> tuple[jax.Array, jax.Array]:
-    """Inner products `[R, R]` of all rows, and the second result of `pair_squares`."""
+    """Inner products `[R, R]` of all rows, and `PairSums.singles`."""
     pairs = _all_pairs(sources, weights, layout)
     members = layout.members.astype(pairs.dtype)
     by_row = full_dot(members, pairs)

@@ -66,6 +66,7 @@ def choose(
     *,
     keep_rows: bool,
     with_gramian: bool,
+    by_halves: bool = False,
 ) -> Choice:
     """Chooses by operations and memory.
 
@@ -74,6 +75,7 @@ def choose(
       num_rows: `R`, the most classes that the batch can show.
       keep_rows: Whether the class gradients themselves are needed.
       with_gramian: Whether their inner products are needed, and not only their norms.
+      by_halves: Whether the inner products of rows that are halves of a class are.
 
     Returns:
       The choice.
@@ -89,6 +91,7 @@ def choose(
         return _choose_on_accelerator(
             site, num_rows, keep_rows=keep_rows, stacked=stacked
         )
+    classes = -(-num_rows // 2) if by_halves else num_rows
     size, weights = site.size, math.prod(site.param_shape)
     all_rows = num_rows * weights
     at_once = _group_size(site, num_rows)
@@ -105,7 +108,7 @@ def choose(
         cost += size * site.tokens * weights  # the weight gradient, once more
     if site.kind == "product" or keep_rows:
         return explicit
-    partners = size if with_gramian else min(_TAIL * size // num_rows, size // 2)
+    partners = size if with_gramian else min(_TAIL * size // classes, size // 2)
     pairs = size * partners * _products_of_a_pair(site)
     return Choice("pairs") if pairs <= cost else explicit
 

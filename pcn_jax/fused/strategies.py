@@ -4,6 +4,9 @@ Each looks at the taps of a site and finds the squared norms of the rows of its 
 gradient, `[R]`; a row is one class that the batch shows. They differ in what they pay.
 """
 
+import functools
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -38,32 +41,72 @@ def sum_rows(
     return over_chunks(layout, at_once, add, rows)
 
 
-def stream_squares(
+class RowSums(NamedTuple):
+    """Inner products of the rows.
+
+    Attributes:
+      squares: Of each with itself, `[R]`.
+      halves: Of each with the next, `[R]`, where these are the halves of a class;
+        elsewhere anything. `None` if not asked for.
+    """
+
+    squares: jax.Array
+    halves: jax.Array | None
+
+
+def row_sums(rows: jax.Array, layout: ClassLayout) -> RowSums:
+    """Inner products of rows that are there, `[R, size]`."""
+    squares, halves = jnp.sum(rows * rows, axis=1), None
+    if layout.by_halves:
+        # Every other row is a second half, unless rows are missing. Looked up and not
+        # sliced: XLA's loops over slices take three times as long on CPU.
+        each = 2 if layout.num_rows == layout.num_classes else 1
+        first = jnp.arange(0, layout.num_rows - 1, each)
+        products = jnp.sum(rows[first] * rows[first + 1], axis=1)
+        halves = jnp.zeros_like(squares).at[first].set(products)
+    return RowSums(squares, halves)
+
+
+class _Stream(NamedTuple):
+    """The row before, the row so far, and what was found of all rows."""
+
+    before: jax.Array | None
+    total: jax.Array
+    sums: RowSums
+
+
+def stream_sums(
     site: Site, taps: Taps, weights: jax.Array, layout: ClassLayout, at_once: int
-) -> jax.Array:
-    """Squared norms of the same `[R]`, with the memory of one row."""
+) -> RowSums:
+    """The same of the rows that `sum_rows` makes, with the memory of one or two."""
 
     def add(
-        carry: tuple[jax.Array, jax.Array],
-        row: jax.Array,
-        is_first: jax.Array,
-        chunk: Chunk,
-    ) -> tuple[jax.Array, jax.Array]:
-        total, squares = carry
-        total = jnp.where(is_first, 0, total)
+        carry: _Stream, row: jax.Array, is_first: jax.Array, chunk: Chunk
+    ) -> _Stream:
+        total = jnp.where(is_first, 0, carry.total)
         total += _chunk_gradient(site, taps, weights, chunk)
-        square = jnp.sum(total * total)  # the last chunk of a row has the last word
-        return total, lax.dynamic_update_index_in_dim(squares, square, row, 0)
+        # The last chunk of a row has the last word.
+        before, found = None, RowSums(jnp.sum(total * total), None)
+        if carry.before is not None:
+            before = jnp.where(is_first, carry.total, carry.before)
+            found = RowSums(found.squares, jnp.sum(before * total))
+        update = functools.partial(lax.dynamic_update_index_in_dim, index=row, axis=0)
+        return _Stream(before, total, jax.tree.map(update, carry.sums, found))
 
     dtype = at_least_float32(taps.values[site.params[0]]).dtype
-    carry = jnp.zeros(site.param_shape, dtype), jnp.zeros(layout.num_rows, dtype)
-    return over_chunks(layout, at_once, add, carry)[1]
+    total, sums = jnp.zeros(site.param_shape, dtype), jnp.zeros(layout.num_rows, dtype)
+    start = _Stream(None, total, RowSums(sums, None))
+    if layout.by_halves:
+        start = _Stream(total, total, RowSums(sums, sums))
+    squares, halves = over_chunks(layout, at_once, add, start).sums
+    # Of each row with the one before it, so far.
+    return RowSums(squares, None if halves is None else jnp.roll(halves, -1))
 
 
-def lookup_squares(
+def lookup_sums(
     site: Site, taps: Taps, weights: jax.Array, layout: ClassLayout
-) -> jax.Array:
-    """Squared norms `[R]` at a lookup: only numbers that were looked up have gradients.
+) -> RowSums:
+    """The same at a lookup: only numbers that were looked up have gradients.
 
     Gradients that belong to the same class and to the same place of the table are
     brought together by sorting, so nothing as large as the table is made.
@@ -75,15 +118,27 @@ def lookup_squares(
     rows = jnp.repeat(layout.rows, tokens)
     inside = (indices.reshape(-1) >= 0) & (rows < layout.num_rows)
     rows = jnp.where(inside, rows, layout.num_rows)
-    order = jnp.lexsort((indices.reshape(-1), rows))
-    rows, places = rows[order], indices.reshape(-1)[order]
-    starts = (jnp.diff(rows, prepend=-1) != 0) | (jnp.diff(places, prepend=-2) != 0)
+    wholes = jnp.append(layout.wholes, layout.num_classes)[rows]
+    order = jnp.lexsort((rows, indices.reshape(-1), wholes))
+    rows, places, wholes = rows[order], indices.reshape(-1)[order], wholes[order]
+    is_new = (jnp.diff(wholes, prepend=-1) != 0) | (jnp.diff(places, prepend=-2) != 0)
+    starts = is_new | (jnp.diff(rows, prepend=-1) != 0)
     group = jnp.cumsum(starts, dtype=jnp.int32) - 1
     grads = grads.reshape(len(rows), -1)[order]
     sums = jax.ops.segment_sum(grads, group, len(rows), indices_are_sorted=True)
     row_of_group = jnp.full(len(rows), layout.num_rows).at[group].set(rows)
-    squares = jnp.zeros(layout.num_rows, sums.dtype)
-    return squares.at[row_of_group].add(jnp.sum(sums * sums, axis=1), mode="drop")
+
+    def by_row(of_groups: jax.Array) -> jax.Array:
+        zeros = jnp.zeros(layout.num_rows, of_groups.dtype)
+        return zeros.at[row_of_group].add(of_groups, mode="drop")
+
+    squares, halves = by_row(jnp.sum(sums * sums, axis=1)), None
+    if layout.by_halves:  # where a group is followed by that of the other half
+        is_new_of_group = jnp.zeros(len(rows), bool).at[group].max(is_new)
+        products = jnp.sum(sums[:-1] * sums[1:], axis=1)
+        products = jnp.where(is_new_of_group[1:], 0, products)
+        halves = by_row(jnp.pad(products, (0, 1)))
+    return RowSums(squares, halves)
 
 
 def sum_by_row(

@@ -7,10 +7,15 @@ import jax.numpy as jnp
 import optax
 
 from pcn_jax.checks import check_num_classes
-from pcn_jax.geometry import class_alignment, class_norms, scale_rows
-from pcn_jax.halves import of_halves
+from pcn_jax.geometry import class_norms, scale_rows
+from pcn_jax.halves import half_products, of_halves
 from pcn_jax.transforms.per_class import check_class_axis, check_counts
-from pcn_jax.weights import Average, SmoothedNormState, inverse_smoothed_norm
+from pcn_jax.weights import (
+    Average,
+    ClassStatistics,
+    SmoothedNormState,
+    inverse_smoothed_norm,
+)
 
 
 def scale_by_smoothed_class_norm(
@@ -96,9 +101,8 @@ def scale_by_smoothed_class_norm(
                 "pcn_jax.split_halves."
             )
         check_counts(name, class_counts, norms)
-        a, b = (jax.tree.map(lambda g, k=k: g[k::2], updates) for k in (0, 1))
-        products = class_alignment(a, b) * norms[::2] * norms[1::2]
-        statistics = of_halves(norms, jnp.asarray(class_counts), products)
+        halves = ClassStatistics(norms, jnp.asarray(class_counts))
+        statistics = of_halves(halves, half_products(updates, norms))
         weights, new_state = rule.update(statistics, state)
         scaled = scale_rows(updates, jnp.repeat(weights, 2))
         return jax.tree.map(lambda x, g: x.astype(g.dtype), scaled, updates), new_state
