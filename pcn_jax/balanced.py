@@ -173,7 +173,7 @@ def pcn_value_and_grad(
         direction becomes NaN instead), if losses are not `[B]`, if there are no
         examples, if `path="fused"` is not proven to be right, and if a state is
         missing, of another shape or without use.
-      TypeError: When called, if a parameter is not of floating point.
+      TypeError: When called, if a parameter is not of real floating point.
 
     Warning:
       A direction is that of its batch, and not a sum over parts of it. So do not
@@ -183,6 +183,8 @@ def pcn_value_and_grad(
       micro-batches, use `pcn_jax.accumulate` and a chain.
 
       Not differentiable itself. Examples must be on the first axis of every input.
+      Derivatives of your own (`jax.custom_vjp`) must be linear in the cotangent, as
+      those of functions are: one that clips gradients clips something else here.
       The fused path takes norms from inner products of examples where that is cheaper;
       a class whose examples cancel to rounding then takes a shorter step than 1.
 
@@ -394,7 +396,7 @@ def _masked_instead(reason: NotProvenError, path: Path | None) -> None:
     warnings.warn(
         "pcn_value_and_grad makes all class gradients, which is slow: "
         f"{reason}. Pass path='masked' if that is what you want.",
-        stacklevel=3,
+        stacklevel=4,  # behind value_and_grad and auto_sharded
     )
 
 

@@ -33,11 +33,16 @@ def check_params(params: chex.ArrayTree) -> None:
     """Refuses what cannot be differentiated by, as `jax.grad` does."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         dtype = jax.typeof(leaf).dtype
-        if not jnp.issubdtype(dtype, jnp.inexact):
+        if not jnp.issubdtype(dtype, jnp.floating):
+            hint = (
+                "Train the real and the imaginary part of a complex one."
+                if jnp.issubdtype(dtype, jnp.complexfloating)
+                else "What is not trained, such as a counter or a random key, belongs "
+                "in *args or in a closure."
+            )
             raise TypeError(
-                f"params must be of floating point, got {dtype} at "
-                f"params{jax.tree_util.keystr(path)}. What is not trained, such as a "
-                "counter or a random key, belongs in *args or in a closure."
+                f"params must be of real floating point, got {dtype} at "
+                f"params{jax.tree_util.keystr(path)}. {hint}"
             )
 
 

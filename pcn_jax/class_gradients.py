@@ -86,7 +86,7 @@ def per_class_value_and_grad(
         called, if labels are not integers `[B]`, if one is `C` or more (under `jit`,
         where values are unknown, all gradients become NaN instead), or if losses do not
         have the shape of labels.
-      TypeError: When called, if a parameter is not of floating point.
+      TypeError: When called, if a parameter is not of real floating point.
 
     Example:
       >>> import jax.numpy as jnp

@@ -32,7 +32,8 @@ class ClassStatistics(NamedTuple):
       norms: Norm of each class gradient `g_l`, the share of the class in the gradient
         of the mean loss; `[C]`, zero for a class that is absent.
       counts: Examples of each class in the batch, int32 `[C]`.
-      gramian: Inner products `⟨g_k, g_l⟩`, `[C, C]`, or `None` if not asked for.
+      gramian: Inner products `⟨g_k, g_l⟩`, `[C, C]`, or `None` if not asked for. In
+        float32 they, and the cosines, are of use for norms from 1e-18 to 1e19.
       alignment: `p_l` of the paper, the cosine of each class gradient and its
         reference, `[C]`, or `None` if there is no reference.
       squared_mean_norms: Estimates of the squared norm of the gradient of each class's
@@ -131,8 +132,7 @@ def inverse_clipped_norm(max_norm: float) -> ClassWeights:
       >>> weights(ClassStatistics(jnp.array([3.0, 0.125]), jnp.array([3, 1]))).round(3)
       Array([0.333, 4.   ], dtype=float32)
     """
-    if not isinstance(max_norm, jax.Array) and not max_norm >= 0:
-        raise ValueError(f"max_norm must not be negative, got {max_norm!r}.")
+    check_number("max_norm", max_norm, lambda x: x >= 0, "0 or more")
 
     def weights(statistics: ClassStatistics) -> jax.Array:
         norms = statistics.mean_norms
@@ -182,8 +182,9 @@ def inverse_alignment(*, min_alignment: float = 0.1) -> ClassWeights:
     References:
       Francazi et al., 2023, PCNSGD+R.
     """
-    if not 1e-6 <= min_alignment <= 1:
-        raise ValueError(f"min_alignment must be in [1e-6, 1], got {min_alignment!r}.")
+    check_number(
+        "min_alignment", min_alignment, lambda x: 1e-6 <= x <= 1, "in [1e-6, 1]"
+    )
 
     def weights(statistics: ClassStatistics) -> jax.Array:
         alignment = statistics.alignment
@@ -202,13 +203,13 @@ class SmoothedNormState(NamedTuple):
     """What is remembered of each class.
 
     Attributes:
-      squares: Moving average of `⟨G_a, G_b⟩` from zero on, `[C]`.
-      lengths: The same of `‖G‖²`, the noise of the batch included, `[C]`.
+      products: Moving average of `⟨G_a, G_b⟩` from zero on, `[C]`.
+      squares: The same of `‖G‖²`, the noise of the batch included, `[C]`.
       seen: What the weights of both add up to, below 1 at first, `[C]`.
     """
 
+    products: jax.Array
     squares: jax.Array
-    lengths: jax.Array
     seen: jax.Array
 
     @property
@@ -217,8 +218,8 @@ class SmoothedNormState(NamedTuple):
 
         Zero where nothing was seen yet, or less than the noise.
         """
-        lengths = jnp.where(self.lengths > 0, self.lengths, 1)
-        return jnp.sqrt(jnp.clip(self.squares / lengths, 0, 1))
+        squares = jnp.where(self.squares > 0, self.squares, 1)
+        return jnp.sqrt(jnp.clip(self.products / squares, 0, 1))
 
 
 def inverse_smoothed_norm(
@@ -263,6 +264,7 @@ def inverse_smoothed_norm(
     | the average of products is negative   | `min_alignment` times the noisy one   |
     | never more than one example so far    | that of its gradient, noise included  |
     | absent, or a single example           | as before: its state does not change  |
+    | a gradient that is not finite         | its state does not change, either     |
 
     Args:
       min_norm: Norm of a class-mean gradient below which it is left in proportion; a
@@ -292,12 +294,9 @@ def inverse_smoothed_norm(
       >>> state.alignment.tolist()
       [0.5, 0.0]
     """
-    if not isinstance(min_norm, jax.Array) and not min_norm > 0:
-        raise ValueError(f"min_norm must be positive, got {min_norm!r}.")
-    if not isinstance(decay, jax.Array) and not 0 <= decay < 1:
-        raise ValueError(f"decay must be in [0, 1), got {decay!r}.")
-    if not isinstance(min_alignment, jax.Array) and not 0 <= min_alignment <= 1:
-        raise ValueError(f"min_alignment must be in [0, 1], got {min_alignment!r}.")
+    check_number("min_norm", min_norm, lambda x: x > 0, "positive")
+    check_number("decay", decay, lambda x: 0 <= x < 1, "in [0, 1)")
+    check_number("min_alignment", min_alignment, lambda x: 0 <= x <= 1, "in [0, 1]")
     if average not in get_args(Average):
         raise ValueError(
             f"average must be one of {', '.join(get_args(Average))}, got {average!r}."
@@ -316,10 +315,11 @@ def inverse_smoothed_norm(
                 "pcn_jax.pcn_value_and_grad, which makes them."
             )
         noisy = statistics.mean_norms
-        known = statistics.counts >= 2
         now = SmoothedNormState(
             statistics.squared_mean_norms, jnp.square(noisy), jnp.ones_like(noisy)
         )
+        is_finite = jnp.isfinite(now.products) & jnp.isfinite(now.squares)
+        known = (statistics.counts >= 2) & is_finite
         old = SmoothedNormState(*(x.astype(noisy.dtype) for x in state))
         new = SmoothedNormState(
             *(
@@ -328,9 +328,9 @@ def inverse_smoothed_norm(
             )
         )
         if average == "norm":
-            squares = jnp.maximum(new.squares, new.lengths * min_alignment**2)
+            square = jnp.maximum(new.products, new.squares * min_alignment**2)
             seen = jnp.where(new.seen > 0, new.seen, 1)
-            smoothed = jnp.sqrt(jnp.maximum(squares, 0) / seen)
+            smoothed = jnp.sqrt(jnp.maximum(square, 0) / seen)
         else:
             smoothed = jnp.maximum(new.alignment, min_alignment) * noisy
         norms = jnp.where(new.seen > 0, smoothed, noisy)
@@ -352,6 +352,14 @@ RULES = (
     inverse_smoothed_norm,
 )
 """Functions that make weights."""
+
+
+def check_number(
+    name: str, value: Any, is_allowed: Callable[[Any], bool], allowed: str
+) -> None:
+    """Refuses a number out of its range; those of a schedule are arrays."""
+    if not isinstance(value, jax.Array) and not is_allowed(value):
+        raise ValueError(f"{name} must be {allowed}, got {value!r}.")
 
 
 def _inverse(x: jax.Array) -> jax.Array:

@@ -64,9 +64,26 @@ def gated(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
         h = h + jax.nn.sigmoid(gate) * jnp.tanh(value)
         return h, h
 
-    start = jnp.broadcast_to(params["start"], (len(x), WIDTH)) + 0 * x[:, 0]
+    start = jnp.broadcast_to(params["start"], (len(x), WIDTH))
     _, states = lax.scan(step, start, x.transpose(1, 0, 2), reverse=True)
     return head(params, states.mean(axis=0), y)
+
+
+def chosen(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
+    """Each number is a product or a parameter; a loop before has no derivative."""
+    frozen = lax.stop_gradient(params["w"])
+
+    def settle(carry: Any) -> Any:
+        h, k = carry
+        return jnp.tanh(h @ frozen), k + 1
+
+    start, _ = lax.while_loop(lambda carry: carry[1] < 2, settle, (x[:, 0], 0))
+
+    def step(h: jax.Array, now: jax.Array) -> tuple[jax.Array, None]:
+        return jnp.where(now > 0, h @ params["w"], params["otherwise"]), None
+
+    last, _ = lax.scan(step, start, x.transpose(1, 0, 2))
+    return head(params, last, y)
 
 
 def kernel_first(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
@@ -226,6 +243,11 @@ OPENED = {
             "start": normal(93, 1, WIDTH),
             "head": HEAD,
         },
+        SEQUENCES,
+    ),
+    "chosen": Case(
+        chosen,
+        {"w": _SQUARES[0], "otherwise": normal(89, WIDTH), "head": HEAD},
         SEQUENCES,
     ),
     "kernel first": Case(

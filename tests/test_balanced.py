@@ -253,9 +253,9 @@ class TestBatches:
         assert_close(found.norms, pcn_jax.class_norms(grads), atol=1e-6)
         assert found.counts.tolist() == value.counts.tolist()
 
-    @pytest.mark.parametrize("name", ["mlp", "conv", "attention", "recurrent"])
+    @pytest.mark.parametrize("name", ["mlp", "conv", "attention", "gated", "chosen"])
     def test_of_one_example(self, name: str) -> None:
-        case = CASES[name]._replace(inputs=CASES[name].inputs[:1])
+        case = EVERY[name]._replace(inputs=EVERY[name].inputs[:1])
         value, _, direction = explicit(case, LINKS["norm"][0], LABELS[:1])
         found, fused_direction = fused(case, LABELS[:1])
         assert_close(fused_direction, direction, atol=1e-6)
@@ -304,6 +304,19 @@ class TestBatches:
         value, found = fused(case._replace(loss=scaled))
         assert_close(found, direction, atol=1e-5)
         assert np.isfinite(value.norms).all()
+
+    def test_parameters_may_matter_far_less_than_others(self) -> None:
+        """The gate is shut, so the cotangents there are 1e-22 of those elsewhere."""
+
+        def loss(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
+            gate = jax.nn.sigmoid(x @ params["gate"] - 50)
+            of_labels = 1 + y.astype(x.dtype)
+            return jax.nn.logsumexp(x @ params["w"], axis=1) * of_labels + gate
+
+        params = {"gate": jnp.ones(3), "w": jnp.ones((3, 2)) / 10}
+        case = Case(loss, params, CASES["mlp"].inputs[:, :3])
+        _, _, expected = explicit(case, LINKS["norm"][0])
+        assert_close(fused(case)[1], expected, atol=1e-6)
 
     def test_an_exactly_zero_gradient_contributes_nothing(self) -> None:
         case = CASES["mlp"]
@@ -483,8 +496,9 @@ class TestInteractions:
     def test_take_the_masked_path_and_say_so(self, loss: Any) -> None:
         case = CASES["mlp"]._replace(loss=loss)
         function = pcn_value_and_grad(loss, NUM_CLASSES)
-        with pytest.warns(UserWarning, match="all class gradients"):
+        with pytest.warns(UserWarning, match="all class gradients") as warned:
             _, direction = function(case.params, case.inputs, LABELS)
+        assert warned[0].filename == __file__
         _, _, expected = explicit(case, LINKS["norm"][0])
         assert_close(direction, expected, atol=1e-6)
         with warnings.catch_warnings():
@@ -492,6 +506,31 @@ class TestInteractions:
             function = pcn_value_and_grad(loss, NUM_CLASSES, path="masked")
             _, again = function(case.params, case.inputs, LABELS)
         assert_close(again, direction, atol=0)
+
+    def test_a_batch_that_is_one_index(self) -> None:
+        numbers = jax.lax.GatherDimensionNumbers((), (0, 1), (0, 1))
+
+        def loss(table: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
+            return (1 + y.astype(table.dtype)) * jax.lax.gather(
+                table, x, numbers, (1, 1)
+            )
+
+        both = jnp.array([0, 1])
+        with pytest.raises(ValueError, match="together they are an index"):
+            pcn_value_and_grad(loss, 2, path="fused")(jnp.eye(2), both, both)
+
+    def test_padding_that_is_learned(self) -> None:
+        """JAX takes its derivative beside that of what is padded, and not alone."""
+
+        def loss(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
+            del y
+            padded = jnp.pad(x * params["a"], 1, constant_values=params["b"])
+            return jnp.square(padded[1:-1]).sum(axis=1)
+
+        case = Case(loss, {"a": jnp.ones(()), "b": jnp.ones(())}, CASES["mlp"].inputs)
+        with pytest.warns(UserWarning, match="a parameter pads what depends on"):
+            direction = fused(case, path=None)[1]
+        assert_close(direction, explicit(case, LINKS["norm"][0])[2], atol=1e-6)
 
     @pytest.mark.parametrize("name", CASES)
     def test_independent_examples_are_recognised(self, name: str) -> None:
@@ -628,9 +667,10 @@ class TestErrors:
 
     @pytest.mark.parametrize("path", ["fused", "masked"])
     def test_parameters_that_cannot_be_trained(self, path: str) -> None:
-        params = {**MLP, "step": jnp.asarray(3)}
-        with pytest.raises(TypeError, match=r"int32 at params\['step'\]"):
-            fused(CASES["mlp"]._replace(params=params), path=path)
+        for value, message in {3: "a counter", 1j: "the imaginary part"}.items():
+            params = {**MLP, "more": jnp.asarray(value)}
+            with pytest.raises(TypeError, match=rf"at params\['more'\].*{message}"):
+                fused(CASES["mlp"]._replace(params=params), path=path)
 
     @pytest.mark.parametrize("path", ["fused", "masked"])
     def test_aux_that_is_not_there(self, path: str) -> None:

@@ -47,10 +47,22 @@ def test_an_absent_class_keeps_its_average_and_adds_nothing() -> None:
     tx = pcn_jax.class_momentum(2, 0.9)
     assert (run(tx, steps[:3], counts[:3])[1] == 0).all()
     found = run(tx, steps, counts)
-    np.testing.assert_allclose(found[0], averages(0.9, [s[0] for s in steps]), 1e-5)
+    shares = [of_batch[0] / sum(of_batch) for of_batch in counts]
+    means = [step[0] / share for step, share in zip(steps, shares, strict=True)]
+    np.testing.assert_allclose(found[0], shares[-1] * averages(0.9, means), 1e-5)
     np.testing.assert_allclose(
         found[1], averages(0.9, [steps[0][1], steps[3][1]]), 1e-5
     )
+
+
+def test_how_many_examples_other_batches_had_does_not_matter() -> None:
+    """The mean loss of a class has the same gradient in all of them."""
+    counts = [[9, 1], [7, 3], [9, 1], [5, 5]]
+    steps = [np.array([[n], [m]], np.float32) / 10 for n, m in counts]
+    tx = optax.chain(pcn_jax.class_momentum(2, 0.9), pcn_jax.clip_by_class_norm(2.0))
+    for number in range(1, 5):
+        found = run(tx, steps[:number], counts[:number])
+        np.testing.assert_allclose(found, 0.5, rtol=1e-5)
 
 
 def test_lowers_directional_noise_where_normalising_alone_cannot() -> None:

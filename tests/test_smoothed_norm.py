@@ -211,6 +211,25 @@ def test_a_class_of_one_example_is_taken_by_its_own_norm_and_an_absent_one_waits
     chex.assert_trees_all_equal(same, state)
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_batch_that_is_not_finite_is_not_remembered(bad: float) -> None:
+    rule = weights.inverse_smoothed_norm(0.1)
+    good = ClassStatistics(
+        norms=jnp.array([3.0, 3.0]),
+        counts=jnp.array([4, 4]),
+        squared_mean_norms=jnp.array([30.0, 30.0]),
+    )
+    _, state = rule.update(good, rule.init(2))
+    overflown = good._replace(
+        norms=jnp.array([bad, 3.0]), squared_mean_norms=jnp.array([bad, 30.0])
+    )
+    found, after = rule.update(overflown, state)
+    chex.assert_tree_all_finite(after)
+    assert after.seen[0] == state.seen[0]
+    assert after.seen[1] > state.seen[1]
+    assert np.isfinite(found[1])
+
+
 def test_the_norm_is_not_taken_to_be_far_shorter_than_the_noisy_one() -> None:
     """By chance the product of two halves is near zero, or below it."""
     statistics = ClassStatistics(

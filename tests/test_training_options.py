@@ -1,7 +1,7 @@
 """What can be chosen of a run: optimizer, sampler, settings; and what is refused."""
 
 import dataclasses
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import chex
 import jax
@@ -180,11 +180,11 @@ class TestOptions:
                 read.add(name)
                 return getattr(TrainConfig(), name)
 
-        chosen = ALGORITHMS[algorithm]
+        chosen, spy = ALGORITHMS[algorithm], cast(TrainConfig, Spy())
         if chosen.links is not None:
-            chosen.links(Spy(), 3)
+            chosen.links(spy, 3)
         if chosen.weights is not None:
-            chosen.weights(Spy())
+            chosen.weights(spy)
         read |= {"reference_every"} if chosen.needs_reference else set()
         assert read == set(chosen.options)
 

@@ -224,7 +224,10 @@ def _gather(use: _Use) -> Sequence[Axis]:
     rank = len(use.results[0])
     batch = [d for d in range(rank) if d not in numbers.offset_dims]
     if operand is None:
-        return [batch[_common([indices])]]
+        axis = _common([indices])
+        if axis == len(batch):  # where the numbers of one index lie
+            raise _mixes("together they are an index")
+        return [batch[axis]]
     if operand in numbers.operand_batching_dims:
         place = list(numbers.operand_batching_dims).index(operand)
         paired = numbers.start_indices_batching_dims[place]

@@ -181,20 +181,18 @@ def choices_of(
 def _scale_of_rows(
     sites: Sequence[Site], taps: Sequence[Taps], layout: ClassLayout
 ) -> jax.Array:
-    """The size of the cotangents of each row `[R]`, 1 where it is zero.
-
-    All cotangents of an example scale with its loss, so a look at the fewest will do.
-    """
-    cotangent, axis = min(
+    """The size of the largest cotangent of each row `[R]`, 1 where all are zero."""
+    of_examples = functools.reduce(
+        jnp.maximum,
         (
-            (x, axis)
+            jnp.max(
+                jnp.abs(at_least_float32(x)),
+                axis=[d for d in range(x.ndim) if d != axis],
+            )
             for site, taken in zip(sites, taps, strict=True)
             for axis, x in zip(site.out_axes, taken.cotangents, strict=True)
         ),
-        key=lambda found: found[0].size,
     )
-    sizes = jnp.moveaxis(jnp.abs(at_least_float32(cotangent)), axis, 0)
-    of_examples = sizes.reshape(layout.size, -1).max(axis=1)
     of_rows = jnp.where(layout.members, of_examples[None, :], 0).max(axis=1)
     return jnp.where(of_rows > float(np.finfo(of_rows.dtype).tiny), of_rows, 1)
 

@@ -33,6 +33,8 @@ from pcn_jax.fused.sites import Site, find_sites
 
 _PARTS = {"convert_element_type", "reshape", "slice", "split", "squeeze", "transpose"}
 """Primitives whose result is part of their operand, or all of it."""
+_ALIKE = {"add_any", "clamp", "select_n"}
+"""Elementwise ones whose operands have to have the shape of the result."""
 
 
 class Opened(NamedTuple):
@@ -208,9 +210,11 @@ class _Opening:
         for inner, slot, literal in zip(
             self.body.inputs, equation.operands, equation.literals, strict=True
         ):
-            self.outer[inner] = self._new(types[inner]) if slot is None else slot
             if slot is None:
+                self.outer[inner] = self._new(types[inner])
                 constants[self.outer[inner]] = jnp.asarray(literal, types[inner].dtype)
+            else:
+                self.outer[inner] = self._given_to_examples(slot, self.loop.axes[inner])
         for step in self.loop.before:
             along = [0 if slot in self.loop.sliced else None for slot in step.inputs]
             apply = jax.vmap(step.apply, along) if 0 in along else step.apply
@@ -241,10 +245,33 @@ class _Opening:
         if self.opened.depends.intersection(moved.inputs):
             self.opened.depends.update(outputs)
 
+    def _given_to_examples(self, slot: Slot, axis: Axis) -> Slot:
+        """What the loop carries from its start on, if that is of parameters alone.
+
+        Each example has its own of it, as of a learned state, so they meet here: in an
+        equation that does nothing else.
+        """
+        is_learned = slot in self.opened.depends and self.opened.axes[slot] is None
+        if axis is None or not is_learned:
+            return slot
+        copy = Equation(
+            primitive="given to examples",
+            params={},
+            operands=(slot,),
+            literals=(None,),
+            inputs=(slot,),
+            outputs=(self._new(self.opened.program.types[slot], axis),),
+            types=self._types([slot]),
+            apply=lambda x: [x],
+        )
+        self.opened.program.equations.append(copy)
+        self.opened.depends.update(copy.outputs)
+        return copy.outputs[0]
+
     def _with_an_axis_for_steps(self) -> set[Slot]:
         """Gives it to biases and scales that all steps use: it has the length 1."""
         uses = [slot for step in self.loop.during for slot in step.inputs]
-        elementwise = [x.params[0] for x in self.loop.sites if x.kind == "elementwise"]
+        elementwise = [x.params[0] for x in self.loop.sites if _broadcasts(x)]
         found = {
             slot
             for slot in {*elementwise} - self.loop.sliced
@@ -453,13 +480,18 @@ def _over_all_steps(
     step, param = site.equation, site.params[0]
     if step.primitive == "dot_general" and site.kind in ("dense", "product"):
         return _product_over_all_steps(site, is_sliced=param in sliced)
-    if site.kind == "elementwise" and param not in sliced and broadcasts:
+    if _broadcasts(site) and param not in sliced and broadcasts:
         return step, 0
     along = [None if x in alone and x not in sliced else 0 for x in step.inputs]
     lifted = step._replace(apply=jax.vmap(step.apply, along))
-    if site.kind == "elementwise" and param in sliced and site.param_shape:
+    if _broadcasts(site) and param in sliced and site.param_shape:
         return lifted, 0
     return lifted._replace(primitive=f"{step.primitive} of all steps"), 0
+
+
+def _broadcasts(site: Site) -> bool:
+    """Whether an axis of length 1 will do for the steps, and for the examples."""
+    return site.kind == "elementwise" and site.equation.primitive not in _ALIKE
 
 
 def _product_over_all_steps(site: Site, *, is_sliced: bool) -> tuple[Equation, int]:

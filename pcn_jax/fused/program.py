@@ -132,10 +132,11 @@ def needed_for(program: Program, results: Iterable[Slot]) -> Program:
 
 
 def dependent_on(program: Program, slots: Iterable[Slot]) -> set[Slot]:
-    """The slots that depend on some slots, and those themselves."""
+    """The slots whose derivative by some slots is not zero, and those themselves."""
     found = set(slots)
     for equation in program.equations:
-        if found.intersection(equation.inputs):
+        stops = equation.primitive == "stop_gradient"
+        if found.intersection(equation.inputs) and not stops:
             found.update(equation.outputs)
     return found
 

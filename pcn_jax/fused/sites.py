@@ -147,6 +147,8 @@ def find_sites(
             continue
         if len(out_axes) != len(found):
             raise NotProvenError(f"{equation.primitive!r} has results of both kinds")
+        if equation.primitive == "pad" and equation.operands[0] not in params:
+            raise NotProvenError("a parameter pads what depends on examples")
         kind = _kind(equation, program, params, axes)
         shape, out = program.shape(params[0]), program.shape(equation.outputs[0])
         contracted = _contracted(equation, params[0], shape)

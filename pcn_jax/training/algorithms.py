@@ -1,13 +1,16 @@
 """The algorithms as values: how the batch is drawn, and how class gradients combine."""
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import optax
 
 from pcn_jax import samplers, transforms, weights
 from pcn_jax.weights import ClassWeights, StatefulClassWeights
+
+if TYPE_CHECKING:
+    from pcn_jax.training.config import TrainConfig
 
 AlgorithmName = Literal[
     "gd",
@@ -40,7 +43,7 @@ class Algorithm(NamedTuple):
     Attributes:
       label: Name in tables and figures.
       sampler: How the batch is drawn; `"full"` is all of the training set.
-      links: From hyperparameters and the number of classes to the transformations
+      links: From a `TrainConfig` and the number of classes to the transformations
         between class gradients and their sum; or `None` where the ordinary gradient is
         meant and class gradients are not needed.
       weights: The same as class weights, for `pcn_jax.pcn_value_and_grad`; returns
@@ -52,69 +55,29 @@ class Algorithm(NamedTuple):
 
     label: str
     sampler: SamplerName
-    links: Callable[["Hyperparameters", int], Links] | None
-    weights: Callable[["Hyperparameters"], Weights | None] | None = None
+    links: Callable[["TrainConfig", int], Links] | None
+    weights: Callable[["TrainConfig"], Weights | None] | None = None
     needs_reference: bool = False
     by_halves: bool = False
     options: tuple[str, ...] = ()
 
 
-class Hyperparameters(Protocol):
-    """What some of the links can be told; `TrainConfig` tells it."""
-
-    @property
-    def max_norm(self) -> float:
-        """See `pcn_jax.clip_by_class_norm`."""
-
-    @property
-    def min_norm(self) -> float:
-        """See `pcn_jax.scale_by_smoothed_class_norm`."""
-
-    @property
-    def decay(self) -> float:
-        """See `pcn_jax.scale_by_smoothed_class_norm`."""
-
-    @property
-    def min_split_alignment(self) -> float:
-        """`min_alignment` of `pcn_jax.scale_by_smoothed_class_norm`."""
-
-    @property
-    def split_average(self) -> weights.Average:
-        """`average` of `pcn_jax.scale_by_smoothed_class_norm`."""
-
-    @property
-    def min_alignment(self) -> float:
-        """See `pcn_jax.scale_by_class_alignment`."""
-
-    @property
-    def published_alignment(self) -> bool:
-        """See `published_code` of `pcn_jax.scale_by_class_alignment`."""
-
-    @property
-    def class_momentum(self) -> float:
-        """Of `pcn_jax.class_momentum` before class gradients are normalised, or 0."""
-
-    @property
-    def angle_step_size(self) -> bool:
-        """Whether PCNGD uses `pcn_jax.scale_by_class_angle`."""
-
-
-def _pcngd(chosen: Hyperparameters, num_classes: int) -> Links:
+def _pcngd(chosen: "TrainConfig", num_classes: int) -> Links:
     del num_classes
     angle = [transforms.scale_by_class_angle()] if chosen.angle_step_size else []
     return [transforms.scale_by_class_norm(), *angle]
 
 
-def _normalised(chosen: Hyperparameters, num_classes: int) -> Links:
+def _normalised(chosen: "TrainConfig", num_classes: int) -> Links:
     momentum = transforms.class_momentum(num_classes, chosen.class_momentum)
     return [momentum] * bool(chosen.class_momentum) + [transforms.scale_by_class_norm()]
 
 
-def _normalised_weights(chosen: Hyperparameters) -> ClassWeights | None:
+def _normalised_weights(chosen: "TrainConfig") -> ClassWeights | None:
     return None if chosen.class_momentum else weights.inverse_norm()
 
 
-def _rescaled(chosen: Hyperparameters, num_classes: int) -> Links:
+def _rescaled(chosen: "TrainConfig", num_classes: int) -> Links:
     del num_classes
     align = transforms.scale_by_class_alignment(
         min_alignment=chosen.min_alignment, published_code=chosen.published_alignment
@@ -122,7 +85,7 @@ def _rescaled(chosen: Hyperparameters, num_classes: int) -> Links:
     return [transforms.scale_by_class_norm(), align]
 
 
-def _rescaled_weights(chosen: Hyperparameters) -> ClassWeights | None:
+def _rescaled_weights(chosen: "TrainConfig") -> ClassWeights | None:
     if chosen.published_alignment:
         return None
     return weights.inverse_alignment(min_alignment=chosen.min_alignment)

@@ -1,6 +1,5 @@
 """The training loop: one for every algorithm, with the data resident on the device."""
 
-import functools
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -62,7 +61,11 @@ def make_train(
     if not learning_rate > 0:
         raise ValueError(f"learning_rate must be positive, got {learning_rate!r}.")
     label = ALGORITHMS[algorithm].label
-    steps, measure_all, advance = _compiled(problem, algorithm, config)
+    # Kept with the data that it belongs to, and let go with them.
+    if (algorithm, config) not in problem.compiled:
+        problem.compiled[algorithm, config] = _build(problem, algorithm, config)
+    run: _Run = problem.compiled[algorithm, config]
+    steps, measure_all, advance = run
     measured = measure or measure_all
     stops = measured_steps(config.steps, per_decade=config.measurements_per_decade)
 
@@ -89,11 +92,8 @@ def make_train(
     return train
 
 
-@functools.lru_cache(maxsize=4)
-def _compiled(
-    problem: Problem, algorithm: AlgorithmName, config: TrainConfig
-) -> tuple[Steps, Callable[[TrainState], Record], "Advance"]:
-    """What is compiled of a run: the same for all learning rates.
+def _build(problem: Problem, algorithm: AlgorithmName, config: TrainConfig) -> "_Run":
+    """What a run is made of, compiled when first called: the same for all rates.
 
     Every optimizer's updates are proportional to its learning rate, so it is built with
     a rate of 1 and the state has the rest.
@@ -118,6 +118,7 @@ def _is_watched() -> bool:
 
 
 Advance = Callable[[TrainState, Examples, int], TrainState]
+_Run = tuple[Steps, Callable[[TrainState], Record], Advance]
 
 
 def _python_loop(problem: Problem, steps: Steps, reference_every: int) -> Advance:

@@ -45,6 +45,7 @@ class Problem:
       splits: `train`, `validation` and `test`, on the default device.
       train_labels: Class of each training example, on the host, `[n]`.
       loop: Kind of loop, resolved for the backend.
+      compiled: What training loops have compiled for it.
     """
 
     def __init__(
@@ -77,6 +78,7 @@ class Problem:
         self.train_labels: np.ndarray = dataset.train.labels
         self._mean, self._std = dataset.mean, dataset.std
         self._microbatch_size = microbatch_size
+        self.compiled: dict[Any, Any] = {}
 
     def init(self, key: jax.Array) -> tuple[chex.ArrayTree, ModelState]:
         """Fresh parameters of the model, and its other collections.

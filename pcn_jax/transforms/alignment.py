@@ -8,6 +8,7 @@ import optax
 
 from pcn_jax.geometry import class_alignment, scale_rows, unit_class_grads
 from pcn_jax.transforms.per_class import per_class
+from pcn_jax.weights import check_number
 
 
 def scale_by_class_alignment(
@@ -61,8 +62,9 @@ def scale_by_class_alignment(
     References:
       Francazi et al., 2023, PCNSGD+R.
     """
-    if not 1e-6 <= min_alignment <= 1:  # its square must not underflow
-        raise ValueError(f"min_alignment must be in [1e-6, 1], got {min_alignment!r}.")
+    check_number(  # its square must not underflow
+        "min_alignment", min_alignment, lambda x: 1e-6 <= x <= 1, "in [1e-6, 1]"
+    )
 
     def scale(
         class_grads: optax.Updates,

@@ -2,12 +2,12 @@
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import optax
 
 from pcn_jax.geometry import scale_rows, unit_class_grads
 from pcn_jax.transforms.per_class import check_counts, per_class
+from pcn_jax.weights import check_number
 
 
 def clip_by_class_norm(max_norm: float) -> optax.GradientTransformationExtraArgs:
@@ -48,8 +48,7 @@ def clip_by_class_norm(max_norm: float) -> optax.GradientTransformationExtraArgs
       >>> updates.tolist()
       [[1.0], [0.5]]
     """
-    if not isinstance(max_norm, jax.Array) and not max_norm >= 0:
-        raise ValueError(f"max_norm must not be negative, got {max_norm!r}.")
+    check_number("max_norm", max_norm, lambda x: x >= 0, "0 or more")
 
     def scale(
         class_grads: optax.Updates, *, class_counts: Any = None, **extra: Any

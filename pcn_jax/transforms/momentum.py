@@ -11,14 +11,15 @@ from pcn_jax.checks import check_num_classes
 from pcn_jax.geometry import class_norms, scale_rows
 from pcn_jax.precision import at_least_float32
 from pcn_jax.transforms.per_class import check_class_axis, check_counts
+from pcn_jax.weights import check_number
 
 
 class ClassMomentumState(NamedTuple):
     """What is remembered of each class.
 
     Attributes:
-      averages: Moving average of its gradients from zero on, `[C, *param.shape]`, in
-        float32 or wider.
+      averages: Moving average of the gradients of its mean loss from zero on,
+        `[C, *param.shape]`, in float32 or wider.
       seen: What the average's weights add up to, below 1 at first, `[C]`.
     """
 
@@ -30,6 +31,11 @@ def class_momentum(
     num_classes: int, decay: float
 ) -> optax.GradientTransformationExtraArgs:
     """Puts the moving average of each class gradient in its place.
+
+        g_l = (B_l / B) EMA(G_l),    G_l = (B / B_l) g_l
+
+    What is averaged is the gradient of the mean loss of the class, so it does not
+    matter how many examples the batches before had of it.
 
     Directional noise is highest where a class has few examples in the batch. An average
     over steps lowers it *before* the length is taken, so that less of the length that
@@ -68,8 +74,7 @@ def class_momentum(
        [ 0. 10.]]
     """
     check_num_classes(num_classes)
-    if not isinstance(decay, jax.Array) and not 0 <= decay < 1:
-        raise ValueError(f"decay must be in [0, 1), got {decay!r}.")
+    check_number("decay", decay, lambda x: 0 <= x < 1, "in [0, 1)")
     name = "class_momentum"
 
     def init(params: optax.Params) -> ClassMomentumState:
@@ -96,18 +101,20 @@ def class_momentum(
             raise ValueError(
                 f"{name} was made for {num_classes} classes, got {len(norms)} rows."
             )
-        here = check_counts(name, class_counts, norms) > 0
-        kept = jnp.where(here, decay, 1)
+        counts = check_counts(name, class_counts, norms)
+        here = counts > 0
+        shares = jnp.where(here, counts / jnp.maximum(counts.sum(), 1), 1)
+        kept, new = jnp.where(here, decay, 1), jnp.where(here, 1 - decay, 0)
         averages = jax.tree.map(
-            lambda old, g: (
-                scale_rows(old, kept) + scale_rows(g, jnp.where(here, 1 - decay, 0))
-            ).astype(old.dtype),
+            lambda old, g: (scale_rows(old, kept) + scale_rows(g, new / shares)).astype(
+                old.dtype
+            ),
             state.averages,
             updates,
         )
-        seen = kept * state.seen + jnp.where(here, 1 - decay, 0)
+        seen = kept * state.seen + new
         corrected = scale_rows(
-            averages, jnp.where(here, 1 / jnp.where(here, seen, 1), 0)
+            averages, jnp.where(here, shares / jnp.where(here, seen, 1), 0)
         )
         return (
             jax.tree.map(lambda x, g: x.astype(g.dtype), corrected, updates),
