@@ -511,9 +511,8 @@ class TestInteractions:
         numbers = jax.lax.GatherDimensionNumbers((), (0, 1), (0, 1))
 
         def loss(table: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
-            return (1 + y.astype(table.dtype)) * jax.lax.gather(
-                table, x, numbers, (1, 1)
-            )
+            found: jax.Array = jax.lax.gather(table, x, numbers, (1, 1))
+            return found * y.astype(table.dtype)
 
         both = jnp.array([0, 1])
         with pytest.raises(ValueError, match="together they are an index"):
@@ -524,8 +523,9 @@ class TestInteractions:
 
         def loss(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
             del y
-            padded = jnp.pad(x * params["a"], 1, constant_values=params["b"])
-            return jnp.square(padded[1:-1]).sum(axis=1)
+            beside = (0, 0), (1, 1)
+            padded = jnp.pad(x * params["a"], beside, constant_values=params["b"])
+            return jnp.square(padded).sum(axis=1)
 
         case = Case(loss, {"a": jnp.ones(()), "b": jnp.ones(())}, CASES["mlp"].inputs)
         with pytest.warns(UserWarning, match="a parameter pads what depends on"):
