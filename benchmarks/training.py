@@ -2,8 +2,8 @@
 
     python -m benchmarks.training     # twenty minutes
 
-A step draws its batch, gathers and normalises it, takes the gradient, updates the
-parameters and reports the loss of each class. Pixels are random, class counts those of
+A step draws its batch, gathers and normalises it, takes the gradient and updates the
+parameters. Pixels are random, class counts those of
 the set-ups: neither the time nor the memory of a step depends on what the images show.
 """
 
@@ -111,8 +111,8 @@ def main() -> None:
             f"Python {platform.python_version()}, jax {jax.__version__}.",
             "",
             "Whole steps of the training loop: drawing, gathering and normalising the",
-            "batch, the gradient, the update, the loss of each class. *Over SGD*: the",
-            "median over rounds of the ratio to SGD in the same round, with quantiles.",
+            "batch, the gradient, the update. *Over SGD*: the median over rounds of",
+            "the ratio to SGD in the same round, with quantiles.",
             "",
             table,
         ]

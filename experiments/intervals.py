@@ -1,4 +1,4 @@
-"""Means over seeds, and paired differences, with bootstrap intervals."""
+"""Means over seeds and paired differences, with what may be said of them."""
 
 import math
 from collections.abc import Sequence
@@ -9,9 +9,9 @@ from scipy import stats
 
 
 class Interval(NamedTuple):
-    """A mean over seeds and its 95 % interval, by bootstrap.
+    """A mean over seeds and its 95 % interval, of Student's t.
 
-    With five seeds the interval is too narrow: it covers about 85 % rather than 95 %.
+    A bootstrap interval of five seeds covers 84 % of normal data, and not 95 %.
 
     Attributes:
       mean: The mean.
@@ -28,6 +28,41 @@ class Interval(NamedTuple):
         return f"{_short(self.mean)} [{_short(self.low)}, {_short(self.high)}]"
 
 
+class Spread(NamedTuple):
+    """A mean over seeds, and the least and the largest of them.
+
+    Attributes:
+      mean: The mean.
+      least: The least.
+      largest: The largest.
+    """
+
+    mean: float
+    least: float
+    largest: float
+
+    def __str__(self) -> str:
+        """Three numbers in as many digits as say something."""
+        return f"{_short(self.mean)} ({_short(self.least)} to {_short(self.largest)})"
+
+
+def spread(values: Sequence[float] | np.ndarray) -> Spread:
+    """What runs differ by, as it is.
+
+    Args:
+      values: Of each seed, `[S]`.
+
+    Returns:
+      A `Spread`.
+
+    Example:
+      >>> print(spread([0.25, 0.5, 0.75]))
+      0.5 (0.25 to 0.75)
+    """
+    values = np.asarray(values, np.float64)
+    return Spread(float(values.mean()), float(values.min()), float(values.max()))
+
+
 def interval(values: Sequence[float] | np.ndarray) -> Interval:
     """The mean of values, one a seed.
 
@@ -35,7 +70,7 @@ def interval(values: Sequence[float] | np.ndarray) -> Interval:
       values: Of each seed, `[S]`; finite.
 
     Returns:
-      An `Interval`, by the percentiles of 9,999 resamplings from a fixed seed.
+      An `Interval`.
 
     Example:
       >>> interval([0.25, 0.25, 0.25])
@@ -45,10 +80,8 @@ def interval(values: Sequence[float] | np.ndarray) -> Interval:
     mean = float(values.mean())
     if len(values) < 2 or np.ptp(values) == 0:
         return Interval(mean, mean, mean)
-    found = stats.bootstrap(
-        (values,), np.mean, method="percentile", rng=np.random.default_rng(0)
-    ).confidence_interval
-    return Interval(mean, float(found.low), float(found.high))
+    half = float(stats.sem(values) * stats.t.ppf(0.975, len(values) - 1))
+    return Interval(mean, mean - half, mean + half)
 
 
 def difference(

@@ -112,7 +112,10 @@ def measure_noise(
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = ",\n".join(json.dumps(row) for row in kept.pop("rows"))
-    path.write_text(json.dumps(kept)[:-1] + f', "rows": [\n{lines}\n]}}\n')
+    partial = path.with_suffix(".part")
+    text = json.dumps(kept)[:-1] + f', "rows": [\n{lines}\n]}}\n'
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
     return rows
 
 

@@ -80,15 +80,17 @@ _HEAD = """# Results
 What came of each claim of [the paper](https://arxiv.org/abs/2207.00391) (C1 to C8)
 and of four of our own (C9 to C12). Made by `make reproduce`; every number is that of a
 run kept in [results/](results), and every run goes through the same loop. In
-brackets: 95 % intervals over five seeds, by bootstrap; comparisons are paired, since
-the runs of a seed start from the same parameters and see the same data. Recalls are
-of test data at the last step unless said otherwise. Learning rates come from one grid
+[brackets]: 95 % intervals over seeds, of Student's t; comparisons are paired, since
+the runs of a seed start from the same parameters and see the same data. In tables, in
+(parentheses): the least and the largest of the seeds. There are five; on automobile
+and truck ten, but in C2 to C4, C8 and C12. Recalls are of test data at the last step
+unless said otherwise. Learning rates come from one grid
 for all methods (of Adam another), chosen on validation data with other seeds (one on
 CIFAR-10, but three on animals-vehicles; two or three on digits), and are kept in
 [experiments/learning_rates](experiments/learning_rates). A claim *holds* if
 everything that is listed under it was seen, each with its whole interval; it *holds
-in part* if some was. Intervals over five seeds are too narrow: on normal data they
-cover about 84 %.
+in part* if some was. On normal data these intervals do cover 95 %; those by bootstrap
+from five seeds cover 84 %.
 
 Two classes are CIFAR-10's automobile and truck, 4,900 to 700 training images, in
 batches of 128 for 1,000 steps (horse-deer: as many horses and deer); ten classes
@@ -115,8 +117,8 @@ _NOT_RUN = """## Not run
 - VGG16 and ResNet18, which want an accelerator; the ResNet of C8 saw digits only.
 - CIFAR-100; animals against vehicles, horse against deer and five classes but in C8,
   C11 and C12.
-- PCNSGD+R on the CNN and the ResNet; GD and PCNGD on these and on the set-ups just
-  named.
+- PCNSGD+R on the CNN and the ResNet, and GD and PCNGD on these, on animals against
+  vehicles and on five classes.
 - The two halves of a class against all pairs of its examples in training: their spread
   is in the figure of C10.
 - Several seeds in the search of learning rates on CIFAR-10, but on animals against

@@ -3,12 +3,12 @@
 import statistics
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
 from tabulate import tabulate
 
+from experiments.intervals import interval
 from pcn_jax import initial_drop, steps_to_reach
 from pcn_jax.training import ALGORITHMS, AlgorithmName, Record
 
@@ -161,9 +161,7 @@ def _mean(values: Sequence[float]) -> str:
     mean = statistics.fmean(values)
     if len(values) < 3 or not np.isfinite(values).all():
         return f"{mean:.2f}"
-    error: Any = stats.sem(values)
-    half = error * stats.t.ppf(0.975, len(values) - 1)
-    return f"{mean:.2f} ± {half:.2f}"
+    return f"{mean:.2f} ± {interval(values).high - mean:.2f}"
 
 
 def _median(values: Sequence[float]) -> str:

@@ -51,10 +51,10 @@ def initial_drop(
         increase.
 
     Example:
-      >>> initial_drop([0, 1, 10, 100], [0.7, 1.9, 0.9, 0.2], best=0.0)
-      InitialDrop(depth=1.2, steps=100.0)
-      >>> initial_drop([0, 1, 10, 100], [0.1, 0.0, 0.0, 0.8], best=1.0)
-      InitialDrop(depth=0.1, steps=100.0)
+      >>> initial_drop([0, 1, 10, 100], [0.75, 2.0, 1.0, 0.25], best=0.0)
+      InitialDrop(depth=1.25, steps=100.0)
+      >>> initial_drop([0, 1, 10, 100], [0.25, 0.0, 0.0, 0.75], best=1.0)
+      InitialDrop(depth=0.25, steps=100.0)
 
     References:
       Francazi et al., 2023, section 3: minority initial drop.
@@ -70,7 +70,7 @@ def initial_drop(
         return InitialDrop(0.0, 0.0)
     last = int(np.flatnonzero(worse > 0)[-1])
     recovered = float(steps[last + 1]) if last + 1 < len(steps) else np.inf
-    return InitialDrop(round(float(worse.max()), 12), recovered)
+    return InitialDrop(float(worse.max()), recovered)
 
 
 def steps_to_reach(

@@ -20,7 +20,7 @@ from experiments.claims import (
 )
 from experiments.claims.finding import Effect, Finding, Size
 from experiments.experiment import SETUPS, Experiment
-from experiments.intervals import difference, factor, interval
+from experiments.intervals import difference, factor, interval, spread
 from experiments.noise import of_batches
 
 
@@ -150,6 +150,14 @@ def test_runs_are_stopped_where_validation_data_say_so() -> None:
         measures.stopped_at(old)
 
 
+def test_recall_may_fall_late_without_having_fallen_at_first() -> None:
+    curves = curves_of([[0.0] * 4] * 2, [[0.5, 0.4, 0.6, 0.1], [0.5, 0.6, 0.7, 0.4]])
+    curves = curves._replace(class_counts=np.array([3]))
+    np.testing.assert_allclose(measures.recall_lost(curves), [0.4, 0.1])
+    at_first = measures.recall_lost(curves, at_first=True)
+    np.testing.assert_allclose(at_first, [0.1, 0])
+
+
 def test_intervals_hold_the_mean_and_pairs_cancel_what_they_share() -> None:
     found = interval([1.0, 2.0, 3.0, 4.0])
     assert found.low < found.mean == 2.5 < found.high
@@ -157,6 +165,14 @@ def test_intervals_hold_the_mean_and_pairs_cancel_what_they_share() -> None:
     assert difference(shared + 1, shared) == pytest.approx((1, 1, 1))
     assert factor(3 * shared, shared) == pytest.approx((3, 3, 3))
     assert str(interval([2.0])) == "2 [2, 2]"
+    assert str(spread([1.0, 2.0, 6.0])) == "3 (1 to 6)"
+
+
+def test_intervals_of_five_seeds_cover_what_they_say() -> None:
+    rng = np.random.default_rng(0)
+    found = [interval(values) for values in rng.normal(size=(2000, 5))]
+    covered = np.mean([each.low < 0 < each.high for each in found])
+    assert covered == pytest.approx(0.95, abs=0.015)
 
 
 def test_noise_from_a_gramian_is_that_of_gradients() -> None:

@@ -89,6 +89,13 @@ class TestRecords:
             assert type(record["step"]) is int
             assert json.loads(json.dumps(record, allow_nan=False)) == record
 
+    def test_the_smoothed_norm_says_what_it_takes_p_to_be(self) -> None:
+        state, records = run("pcnsgd+split", steps=3)
+        estimates = [record["estimated_alignment"] for record in records]
+        assert estimates[0] == [0, 0, 0]  # nothing was seen yet
+        np.testing.assert_array_equal(estimates[-1], state.weights_state.alignment)
+        assert max(estimates[-1]) > 0
+
     def test_last_record_is_that_of_the_result(self) -> None:
         state, records = run("sgd", **LOG_SPACED)
         measure = make_measure(problem(), steps_of("sgd", problem(), **LOG_SPACED))

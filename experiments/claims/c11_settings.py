@@ -18,7 +18,7 @@ from experiments.claims.measures import (
     rates_that_work,
 )
 from experiments.experiment import Experiment
-from experiments.intervals import Interval, difference, interval
+from experiments.intervals import Interval, difference, interval, spread
 from experiments.study import (
     WITHOUT_REFERENCES,
     Curves,
@@ -165,7 +165,7 @@ def find(size: Size) -> Finding:
                 _label(*key),
                 f"{curves.learning_rate:g}",
                 rates_that_work(_name(setup, key[0]), key[1]),
-                *(interval(_MEASURES[what](curves)) for what in (_OVER, _END)),
+                *(spread(_MEASURES[what](curves)) for what in (_OVER, _END)),
             ]
             for key, curves in runs.items()
         ]
@@ -240,7 +240,7 @@ def _effects(setup: str, runs: _Runs) -> list[Effect]:
             less = difference(over(runs[key]), over(runs["", key[1]]))
             effects.append(
                 Effect(
-                    f"{setup}: macro recall {_OVER} of {_label(*key)} less that of "
+                    f"{setup}: macro recall {_OVER} of {_label(*key)} minus that of "
                     f"{_label('', key[1])}: {less}, at most {_MUCH} below",
                     less.low >= -_MUCH,
                 )
@@ -258,7 +258,7 @@ def _near_the_best(what: str, found: Mapping[_Key, np.ndarray], one: _Key) -> Ef
     best = max(others, key=lambda key: float(found[key].mean()))
     less = difference(found[one], found[best])
     return Effect(
-        f"{what} of {_label(*one)} less that of the best of {len(others)} others, "
+        f"{what} of {_label(*one)} minus that of the best of {len(others)} others, "
         f"{_label(*best)}: {less}, at most {_MUCH} below",
         less.low >= -_MUCH,
     )

@@ -18,7 +18,7 @@ from experiments.claims.measures import (
     stopped_at,
 )
 from experiments.experiment import SETUPS, Experiment
-from experiments.intervals import difference, interval
+from experiments.intervals import difference, interval, spread
 from experiments.study import Study, collect
 from pcn_jax.training import ALGORITHMS, AlgorithmName
 
@@ -101,10 +101,10 @@ def find(size: Size) -> Finding:
             ALGORITHMS[name].label,
             f"{curves.learning_rate:g}",
             f"{np.median(stopped_at(curves)):g}",
-            interval(at_the_best(curves, macro_recall(curves))),
-            interval(macro_recall(curves)[:, -1]),
-            interval(at_the_best(curves, rare_recall(curves))),
-            interval(rare_recall(curves)[:, -1]),
+            spread(at_the_best(curves, macro_recall(curves))),
+            spread(macro_recall(curves)[:, -1]),
+            spread(at_the_best(curves, rare_recall(curves))),
+            spread(rare_recall(curves)[:, -1]),
         ]
         for setup, study in studies.items()
         for name, curves in study.items()
@@ -174,7 +174,7 @@ def _effects(setup: str, study: Study) -> list[Effect]:
         less = difference(found[one], found[best])
         effects.append(
             Effect(
-                f"{setup}: macro recall of {ALGORITHMS[one].label} less that of the "
+                f"{setup}: macro recall of {ALGORITHMS[one].label} minus that of the "
                 f"best of {len(others)} others, {ALGORITHMS[best].label}: {less}, at "
                 f"most {_MUCH} below",
                 less.low >= -_MUCH,
@@ -183,7 +183,7 @@ def _effects(setup: str, study: Study) -> list[Effect]:
     more = difference(found["pcnsgd+o+clip"], found["sgd"])
     effects.append(
         Effect(
-            f"{setup}: macro recall of {ALGORITHMS['pcnsgd+o+clip'].label} less that "
+            f"{setup}: macro recall of {ALGORITHMS['pcnsgd+o+clip'].label} minus that "
             f"of SGD: {more}, above",
             more.low > 0,
         )
@@ -202,7 +202,7 @@ def _on_average(studies: Mapping[str, Study]) -> Effect:
     )
     more = difference(one, other)
     return Effect(
-        f"macro recall of {ALGORITHMS['pcnsgd+o+clip'].label} less that of "
+        f"macro recall of {ALGORITHMS['pcnsgd+o+clip'].label} minus that of "
         f"{ALGORITHMS['sgd+rw'].label}, mean of {len(studies)} set-ups: {more}, above",
         more.low > 0,
     )

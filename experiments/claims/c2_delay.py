@@ -18,7 +18,7 @@ from experiments.claims.measures import (
 )
 from experiments.experiment import Experiment
 from experiments.figures import COLOURS, LINES, STYLE
-from experiments.intervals import Interval, difference, interval
+from experiments.intervals import Interval, difference, interval, spread
 from experiments.study import Study, binary, collect
 from pcn_jax.training import ALGORITHMS, AlgorithmName
 
@@ -73,16 +73,16 @@ def find(size: Size) -> Finding:
     rows = [
         [
             ALGORITHMS[name].label,
-            *(interval(of_ratio) for of_ratio in found.steps.T),
-            interval(found.powers),
-            interval(found.powers_of_imbalance),
+            *(spread(of_ratio) for of_ratio in found.steps.T),
+            spread(found.powers),
+            spread(found.powers_of_imbalance),
         ]
         for name, found in delays.items()
     ]
     ratio_names = [f"{ratio} : 1" for ratio in ratios]
     drops = [
         [f"{ALGORITHMS[name].label}, {what}"]
-        + [interval(measure(study[name])) for study in studies.values()]
+        + [spread(measure(study[name])) for study in studies.values()]
         for name in delays
         for what, measure in (("rise", drop_depth), ("steps", drop_length))
     ]
@@ -125,7 +125,7 @@ def _effect(name: AlgorithmName, delays: Mapping[AlgorithmName, Delays]) -> Effe
     other: AlgorithmName = "gd" if name == "pcngd" else "sgd"
     less = difference(delays[name].powers, delays[other].powers)
     return Effect(
-        f"{label}: power less {ALGORITHMS[other].label}'s {less}", less.high < 0
+        f"{label}: power minus {ALGORITHMS[other].label}'s {less}", less.high < 0
     )
 
 

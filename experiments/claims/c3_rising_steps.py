@@ -10,7 +10,7 @@ from tabulate import tabulate
 from experiments.claims.drawing import Panel, draw_panels, minority_loss
 from experiments.claims.finding import Effect, Finding, Size
 from experiments.experiment import Experiment
-from experiments.intervals import interval
+from experiments.intervals import interval, spread
 from experiments.study import Curves, Study, binary, collect
 from pcn_jax.training import ALGORITHMS, AlgorithmName
 
@@ -46,8 +46,8 @@ def find(size: Size) -> Finding:
     rows = [
         [
             ALGORITHMS[name].label,
-            *(interval(of_class) for of_class in fractions[name].T),
-            interval(curves.train_loss[:, -1].mean(axis=1)),
+            *(spread(of_class) for of_class in fractions[name].T),
+            spread(curves.train_loss[:, -1].mean(axis=1)),
         ]
         for name, curves in study.items()
     ]

@@ -41,7 +41,7 @@ def find(size: Size) -> Finding:
     }
     effects = [
         Effect(
-            f"p of the minority less that of the majority, in the batches of SGD "
+            f"p of the minority minus that of the majority, in the batches of SGD "
             f"{less}",
             less.high < 0,
         ),

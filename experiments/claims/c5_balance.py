@@ -16,8 +16,8 @@ from experiments.claims.measures import (
     rare_recall,
     step_with_as_many_examples,
 )
-from experiments.intervals import difference, interval
-from experiments.study import Study, binary, collect
+from experiments.intervals import difference, spread
+from experiments.study import BINARY, Study, collect, with_enough_seeds
 from pcn_jax.training import ALGORITHMS, AlgorithmName
 
 TITLE = "PCNSGD alone does not balance learning; PCNSGD+O and PCNSGD+R do"
@@ -40,7 +40,7 @@ def find(size: Size) -> Finding:
     Returns:
       The finding.
     """
-    study = collect(binary(size), size, algorithms=COMPARED)
+    study = collect(with_enough_seeds(BINARY[size], size), size, algorithms=COMPARED)
     gaps = {name: over_log_steps(np.abs(class_gap(c))) for name, c in study.items()}
     losses = {name: over_log_steps(rare_loss(c)) for name, c in study.items()}
     effects = []
@@ -49,9 +49,9 @@ def find(size: Size) -> Finding:
         less = difference(gaps[name], gaps["pcnsgd"])
         lower = difference(losses[name], losses["pcnsgd"])
         effects += [
-            Effect(f"{label}: gap in recall less PCNSGD's {less}", less.high < 0),
+            Effect(f"{label}: gap in recall minus PCNSGD's {less}", less.high < 0),
             Effect(
-                f"{label}: minority's training loss less PCNSGD's {lower}",
+                f"{label}: minority's training loss minus PCNSGD's {lower}",
                 lower.high < 0,
             ),
         ]
@@ -64,10 +64,10 @@ def find(size: Size) -> Finding:
         [
             ALGORITHMS[name].label,
             f"{curves.learning_rate:g}",
-            interval(gaps[name]),
-            interval(losses[name]),
-            interval(np.abs(class_gap(curves))[:, -1]),
-            interval(rare_recall(curves)[:, -1]),
+            spread(gaps[name]),
+            spread(losses[name]),
+            spread(np.abs(class_gap(curves))[:, -1]),
+            spread(rare_recall(curves)[:, -1]),
         ]
         for name, curves in study.items()
     ]
@@ -84,10 +84,10 @@ def find(size: Size) -> Finding:
         effects=effects,
         table=tabulate(rows, head, tablefmt="github"),
         draw=functools.partial(_draw, study),
-        notes="Gap: test recall of the majority less that of the minority, without "
+        notes="Gap: test recall of the majority minus that of the minority, without "
         "sign; it and the loss are means over the log-spaced measurements. After "
         f"{earlier} steps PCNSGD+O has seen as many examples of the minority as PCNSGD "
-        "at the end; their training loss is then, less PCNSGD's at the end, "
+        "at the end; their training loss is then, minus PCNSGD's at the end, "
         f"{at_equal_examples}.",
     )
 

@@ -15,8 +15,8 @@ from experiments.claims.measures import (
     rare_recall,
     step_with_as_many_examples,
 )
-from experiments.intervals import difference, interval
-from experiments.study import Study, binary, collect
+from experiments.intervals import difference, spread
+from experiments.study import BINARY, Study, collect, with_enough_seeds
 from pcn_jax.training import ALGORITHMS, AlgorithmName
 
 TITLE = "Oversampling helps SGD for the same reason"
@@ -35,7 +35,7 @@ def find(size: Size) -> Finding:
     Returns:
       The finding.
     """
-    study = collect(binary(size), size, algorithms=COMPARED)
+    study = collect(with_enough_seeds(BINARY[size], size), size, algorithms=COMPARED)
     sgd, over = study["sgd"], study["sgd+o"]
     shallower = difference(drop_depth(over), drop_depth(sgd))
     recalls = {name: over_log_steps(rare_recall(c)) for name, c in study.items()}
@@ -46,18 +46,18 @@ def find(size: Size) -> Finding:
     )
     effects = [
         Effect(
-            f"Rise of the minority's loss less SGD's: {shallower}", shallower.high < 0
+            f"Rise of the minority's loss minus SGD's: {shallower}", shallower.high < 0
         ),
-        Effect(f"Minority recall over training less SGD's: {more}", more.low > 0),
+        Effect(f"Minority recall over training minus SGD's: {more}", more.low > 0),
     ]
     rows = [
         [
             ALGORITHMS[name].label,
             f"{curves.learning_rate:g}",
-            interval(drop_depth(curves)),
-            interval(recalls[name]),
-            interval(rare_recall(curves)[:, -1]),
-            interval(macro_recall(curves)[:, -1]),
+            spread(drop_depth(curves)),
+            spread(recalls[name]),
+            spread(rare_recall(curves)[:, -1]),
+            spread(macro_recall(curves)[:, -1]),
         ]
         for name, curves in study.items()
     ]

@@ -15,8 +15,8 @@ from experiments.claims.measures import (
     step_with_as_many_examples,
     steps_to,
 )
-from experiments.intervals import difference, factor, interval
-from experiments.study import Study, collect, many
+from experiments.intervals import difference, factor, spread
+from experiments.study import MANY, Study, collect, with_enough_seeds
 from pcn_jax.training import ALGORITHMS, AlgorithmName
 
 TITLE = (
@@ -58,7 +58,7 @@ def find(size: Size) -> Finding:
     Returns:
       The finding.
     """
-    experiment = many(size)
+    experiment = with_enough_seeds(MANY[size], size)
     target = experiment.target_recall
     study = collect(experiment, size, algorithms=COMPARED)
     steps = {name: steps_to(c, target, rare_recall(c)) for name, c in study.items()}
@@ -75,7 +75,7 @@ def find(size: Size) -> Finding:
                 sooner.high < 1,
             ),
             Effect(
-                f"{label}: macro recall at the end less {its}: {better}",
+                f"{label}: macro recall at the end minus {its}: {better}",
                 better.low > 0,
                 asserted=name in _SETTLING,
             ),
@@ -89,10 +89,10 @@ def find(size: Size) -> Finding:
         [
             ALGORITHMS[name].label,
             f"{curves.learning_rate:g}",
-            interval(steps[name]),
-            interval(over_log_steps(macro_recall(curves))),
-            interval(macro[name]),
-            interval(rare_recall(curves)[:, -1]),
+            spread(steps[name]),
+            spread(over_log_steps(macro_recall(curves))),
+            spread(macro[name]),
+            spread(rare_recall(curves)[:, -1]),
             difference(macro[name], macro["sgd+rw"]),
         ]
         for name, curves in study.items()
@@ -104,7 +104,7 @@ def find(size: Size) -> Finding:
         "macro recall over training",
         "macro recall at the end",
         "minority recall at the end",
-        "macro recall less SGD+RW's",
+        "macro recall minus SGD+RW's, 95 %",
     ]
     return Finding(
         title=TITLE,
@@ -113,7 +113,7 @@ def find(size: Size) -> Finding:
         draw=functools.partial(_draw, study),
         notes="The minority is the rarest third of the classes. After "
         f"{earlier} steps PCNSGD+O has seen as many examples of it as SGD at the end; "
-        f"its macro recall is then, less SGD's at the end, {at_equal_examples}.",
+        f"its macro recall is then, minus SGD's at the end, {at_equal_examples}.",
     )
 
 

@@ -14,8 +14,8 @@ from experiments.claims.measures import drop_depth, macro_recall, rates_that_wor
 from experiments.endings import DECAYED, PLANS, Ending, measure_endings
 from experiments.experiment import SETUPS
 from experiments.figures import COLOURS, LINES, STYLE, band, log_steps
-from experiments.intervals import Interval, difference, factor, interval
-from experiments.study import BINARY, Curves, Study, collect
+from experiments.intervals import Interval, difference, factor, interval, spread
+from experiments.study import BINARY, Curves, Study, collect, with_enough_seeds
 from pcn_jax.training import ALGORITHMS, AlgorithmName
 
 TITLE = (
@@ -71,7 +71,10 @@ def find(size: Size) -> Finding:
       The finding.
     """
     names = ["digits-lt", *(["digits-halves", BINARY[size]] if size == "full" else [])]
-    studies = {name: collect(SETUPS[name], size, algorithms=COMPARED) for name in names}
+    studies = {
+        name: collect(with_enough_seeds(name, size), size, algorithms=COMPARED)
+        for name in names
+    }
     digits = studies["digits-lt"]
     late = {name: _late_loss(curves) for name, curves in digits.items()}
     worse = _worse(digits["pcnsgd"])
@@ -101,8 +104,8 @@ def find(size: Size) -> Finding:
             setup,
             ALGORITHMS[name].label,
             f"{curves.learning_rate:g}",
-            interval(_late_loss(curves)),
-            interval(macro_recall(curves)[:, -1]),
+            spread(_late_loss(curves)),
+            spread(macro_recall(curves)[:, -1]),
             rates_that_work(setup, name),
         ]
         for setup, study in studies.items()

@@ -51,10 +51,14 @@ def _drops(curves: Curves) -> np.ndarray:
     return np.array(drops)
 
 
-def recall_lost(curves: Curves) -> np.ndarray:
-    """How far the minority's test recall falls below its start at most, `[S]`."""
+def recall_lost(curves: Curves, *, at_first: bool = False) -> np.ndarray:
+    """How far the minority's test recall falls below its start at most, `[S]`.
+
+    Over the whole run, or in its first tenth.
+    """
     recall = rare_recall(curves)
-    lost: np.ndarray = recall[:, 0] - recall.min(axis=1)
+    last = curves.steps[-1] / 10 if at_first else curves.steps[-1]
+    lost: np.ndarray = recall[:, 0] - recall[:, curves.steps <= last].min(axis=1)
     return lost
 
 

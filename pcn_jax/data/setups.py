@@ -2,7 +2,7 @@
 
 The first seven are those of Francazi, Baity-Jesi and Lucchi, ICML 2023. Adapt one with
 `dataclasses.replace(SETUPS[name], data_dir=..., seed=...)`. CIFAR-10 has to be prepared
-once, with `python -m pcn_jax.data cifar10`, and CIFAR-100 likewise. The counts are the
+once, with `python -m pcn_jax.data cifar10`, and CIFAR-100 likewise. The ratios are
 published ones; which examples they are is chosen by our seed, not by theirs.
 
 >>> SETUPS["automobile-truck"].groups

@@ -12,6 +12,7 @@ from pcn_jax.dynamics import predicted_loss_changes
 from pcn_jax.geometry import class_alignment, class_cosines, class_norms
 from pcn_jax.training.problem import Problem, StepValue
 from pcn_jax.training.step import Steps, TrainState
+from pcn_jax.weights import SmoothedNormState
 
 Record = dict[str, Any]
 """One measurement: names to numbers or nested lists of numbers, ready for JSON."""
@@ -56,7 +57,9 @@ def make_measure(
         the training data (as shares of its mean loss);
       * `class_alignment` `[C]`: `p_l` of the batch that the next step would use;
       * `predicted_loss_changes` `[C]`: of each class's mean training loss by that step,
-        to first order.
+        to first order;
+      * under the smoothed norm, `estimated_alignment` `[C]`: what it takes `p_l` to be,
+        from the batches so far.
     """
     train = problem.splits["train"]
 
@@ -77,6 +80,8 @@ def make_measure(
             },
             **_geometry(*all_data, batch, updates),
         }
+        if isinstance(state.weights_state, SmoothedNormState):
+            record["estimated_alignment"] = state.weights_state.alignment
         plain: Record = jax.tree.map(_plain, jax.device_get(record))
         return plain
 
