@@ -1,13 +1,9 @@
 """Per-class clipping: PCN that settles."""
 
-from typing import Any
-
-import jax.numpy as jnp
 import optax
 
-from pcn_jax.geometry import scale_rows, unit_class_grads
-from pcn_jax.transforms.per_class import check_counts, per_class
-from pcn_jax.weights import check_number
+from pcn_jax.transforms.per_class import weighted
+from pcn_jax.weights import inverse_clipped_norm
 
 
 def clip_by_class_norm(max_norm: float) -> optax.GradientTransformationExtraArgs:
@@ -48,16 +44,4 @@ def clip_by_class_norm(max_norm: float) -> optax.GradientTransformationExtraArgs
       >>> updates.tolist()
       [[1.0], [0.5]]
     """
-    check_number("max_norm", max_norm, lambda x: x >= 0, "0 or more")
-
-    def scale(
-        class_grads: optax.Updates, *, class_counts: Any = None, **extra: Any
-    ) -> optax.Updates:
-        del extra
-        units, norms = unit_class_grads(class_grads)
-        counts = check_counts("clip_by_class_norm", class_counts, norms)
-        mean_norms = norms * counts.sum() / jnp.where(counts == 0, 1, counts)
-        limit = jnp.maximum(mean_norms, jnp.asarray(max_norm, mean_norms.dtype))
-        return scale_rows(units, mean_norms / jnp.where(limit == 0, 1, limit))
-
-    return per_class("clip_by_class_norm", scale)
+    return weighted("clip_by_class_norm", inverse_clipped_norm(max_norm))

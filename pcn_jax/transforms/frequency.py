@@ -1,12 +1,9 @@
 """Class re-weighting: the baseline to beat."""
 
-from typing import Any
-
-import jax.numpy as jnp
 import optax
 
-from pcn_jax.geometry import scale_rows, unit_class_grads
-from pcn_jax.transforms.per_class import check_counts, per_class
+from pcn_jax.transforms.per_class import weighted
+from pcn_jax.weights import inverse_frequency
 
 
 def scale_by_class_frequency() -> optax.GradientTransformationExtraArgs:
@@ -36,14 +33,4 @@ def scale_by_class_frequency() -> optax.GradientTransformationExtraArgs:
       >>> updates.tolist()
       [[2.0], [2.0]]
     """
-
-    def scale(
-        class_grads: optax.Updates, *, class_counts: Any = None, **extra: Any
-    ) -> optax.Updates:
-        del extra
-        _, norms = unit_class_grads(class_grads)
-        counts = check_counts("scale_by_class_frequency", class_counts, norms)
-        weights = counts.sum() / (counts.size * jnp.where(counts == 0, 1, counts))
-        return scale_rows(class_grads, weights)
-
-    return per_class("scale_by_class_frequency", scale)
+    return weighted("scale_by_class_frequency", inverse_frequency())

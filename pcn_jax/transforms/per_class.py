@@ -8,6 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from pcn_jax.geometry import scale_rows, unit_class_grads
+from pcn_jax.weights import ClassStatistics, ClassWeights
+
 
 def per_class(
     name: str, transform: Callable[..., optax.Updates]
@@ -29,6 +32,21 @@ def per_class(
         return jax.tree.map(lambda x, g: x.astype(g.dtype), result, updates), state
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def weighted(name: str, weights: ClassWeights) -> optax.GradientTransformationExtraArgs:
+    """The same with rows multiplied by weights that depend on norms and counts."""
+
+    def scale(
+        class_grads: optax.Updates, *, class_counts: Any = None, **extra: Any
+    ) -> optax.Updates:
+        del extra
+        units, norms = unit_class_grads(class_grads)
+        counts = check_counts(name, class_counts, norms)
+        of_classes = weights(ClassStatistics(norms, counts))
+        return scale_rows(units, norms * of_classes)
+
+    return per_class(name, scale)
 
 
 def check_counts(name: str, class_counts: Any, norms: jax.Array) -> jax.Array:
