@@ -146,7 +146,7 @@ class TestEquality:
     def test_the_ways_of_accelerators(
         self, name: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(plan, "_is_cpu", lambda: False)
+        monkeypatch.setattr(plan, "is_cpu", lambda: False)
         assert_as_by_a_chain(name)
 
     def test_norms_of_rows_that_are_too_large_to_keep(
@@ -608,7 +608,7 @@ class TestPlan:
         way: str,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        monkeypatch.setattr(plan, "_is_cpu", lambda: False)
+        monkeypatch.setattr(plan, "is_cpu", lambda: False)
 
         def loss(w: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
             order = ("NHWC", "HWIO", "NHWC")

@@ -58,7 +58,7 @@ def find(size: Size) -> Finding:
     Returns:
       The finding.
     """
-    experiment = with_enough_seeds(MANY[size], size)
+    experiment = with_enough_seeds(MANY[size], size, ten_if_fast=True)
     target = experiment.target_recall
     study = collect(experiment, size, algorithms=COMPARED)
     steps = {name: steps_to(c, target, rare_recall(c)) for name, c in study.items()}

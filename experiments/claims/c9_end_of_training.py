@@ -72,7 +72,9 @@ def find(size: Size) -> Finding:
     """
     names = ["digits-lt", *(["digits-halves", BINARY[size]] if size == "full" else [])]
     studies = {
-        name: collect(with_enough_seeds(name, size), size, algorithms=COMPARED)
+        name: collect(
+            with_enough_seeds(name, size, ten_if_fast=True), size, algorithms=COMPARED
+        )
         for name in names
     }
     digits = studies["digits-lt"]

@@ -87,7 +87,7 @@ def choose(
         return Choice("masked")
     if site.kind == "lookup":
         return Choice("lookup")
-    if not _is_cpu():
+    if not is_cpu():
         return _choose_on_accelerator(
             site, num_rows, keep_rows=keep_rows, stacked=stacked
         )
@@ -145,7 +145,7 @@ def _choose_on_accelerator(
 def _group_size(site: Site, num_rows: int) -> int:
     """Examples of a class whose gradients are taken at once."""
     of_a_class = max(1, site.size // (2 * num_rows))
-    if not _is_cpu():
+    if not is_cpu():
         return of_a_class
     if site.tokens > 1:
         return max(1, min(_TOKENS_AT_ONCE // site.tokens, of_a_class))
@@ -206,7 +206,7 @@ def block_size(
     size: int, num_rows: int, tokens: int, sites: Sequence[Site] = ()
 ) -> int:
     """Examples whose pairs are taken at once: half of a class, more or less."""
-    if not _is_cpu():
+    if not is_cpu():
         return max(min(size, 4096 // tokens), 1)  # few large products of matrices
     weights = sum(math.prod(site.param_shape) for site in sites)
     takes_less = size * sum(map(_operands, sites)) <= weights  # than a weight gradient
@@ -259,6 +259,6 @@ def measured_in_place(
     return {slot for slot in slots if is_view(slot)}
 
 
-def _is_cpu() -> bool:
+def is_cpu() -> bool:
     """Where a loop costs nothing; elsewhere a few large steps are better."""
     return jax.default_backend() == "cpu"

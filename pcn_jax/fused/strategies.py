@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from pcn_jax.fused import plan
 from pcn_jax.fused.class_layout import Chunk, ClassLayout, over_chunks
 from pcn_jax.fused.sites import (
     Site,
@@ -58,11 +59,16 @@ def row_sums(rows: jax.Array, layout: ClassLayout) -> RowSums:
     """Inner products of rows that are there, `[R, size]`."""
     squares, halves = jnp.sum(rows * rows, axis=1), None
     if layout.by_halves:
-        # Every other row is a second half, unless rows are missing. Looked up and not
-        # sliced: XLA's loops over slices take three times as long on CPU.
+        # Every other row is a second half, unless rows are missing.
         each = 2 if layout.num_rows == layout.num_classes else 1
         first = jnp.arange(0, layout.num_rows - 1, each)
-        products = jnp.sum(rows[first] * rows[first + 1], axis=1)
+
+        # One product after the other: XLA's reductions of two rows are slow on CPU.
+        def product(k: jax.Array) -> jax.Array:
+            return full_dot(rows[k], rows[k + 1], contracted=(0, 0))
+
+        in_turn = plan.is_cpu()
+        products = lax.map(product, first) if in_turn else jax.vmap(product)(first)
         halves = jnp.zeros_like(squares).at[first].set(products)
     return RowSums(squares, halves)
 
