@@ -24,6 +24,7 @@ APART: dict[str, Function] = {
     "new axis": lambda x: x[:, None, :, None],
     "squeeze": lambda x: x[:, :, :1].squeeze(2),
     "reduce": lambda x: x.transpose(1, 0, 2).max(axis=(0, 2)),
+    "reduce each": jax.vmap(lambda y: y.sum(axis=1), 1, 1),
     "argmax": lambda x: jnp.argmax(x, axis=1),
     "sort": lambda x: jnp.sort(x, axis=2),
     "cumulative": lambda x: jnp.cumsum(x, axis=1),
@@ -120,7 +121,7 @@ def test_only_its_own_slice_changes_with_an_example(name: str) -> None:
     function, changed = APART[name], 3
     axis = axis_of(function)
     before, after = function(X), function(X.at[changed].multiply(-1.5))
-    assert axis is not None
+    assert type(axis) is int  # and none of NumPy
     assert before.shape[axis] == SIZE
     others = [np.delete(np.asarray(y), changed, axis) for y in (before, after)]
     np.testing.assert_array_equal(others[0], others[1])

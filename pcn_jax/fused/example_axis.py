@@ -48,7 +48,9 @@ def follow_examples(program: Program, axes: Sequence[Axis]) -> dict[Slot, Axis]:
         use = _use(equation, program, known)
         outputs: Sequence[Axis] = [None] * len(equation.outputs)
         if any(axis is not None for axis in use.axes):
-            outputs = _rule(equation)(use)
+            # Axes of NumPy, as of a permutation, are none for jax.vmap.
+            found = _rule(equation)(use)
+            outputs = [None if axis is None else int(axis) for axis in found]
         known.update(zip(equation.outputs, outputs, strict=True))
     return known
 
