@@ -54,6 +54,8 @@ for PCNSGD+clip. Losses and recalls over training are means over the log-spaced
 measurements."""
 _SETTLED, _ERROR = 100, 0.1
 """The step from which on p is looked at, and how wrong an estimate of it may be."""
+_BIAS = 0.05
+"""How far what was drawn may be from its expectation."""
 _MUCH = 0.05
 """Macro recall, or loss, by which the rule may be worse than another."""
 
@@ -74,7 +76,7 @@ def find(size: Size) -> Finding:
     }
     noise = measure_noise(binary(size), size, STEPS)
     effects = [
-        _of_batches(noise, binary(size).seeds),
+        *_of_batches(noise, binary(size).seeds),
         *_of_the_estimate({n: study["pcnsgd+split"] for n, study in studies.items()}),
     ]
     two = studies[BINARY[size]]
@@ -132,16 +134,30 @@ def find(size: Size) -> Finding:
     )
 
 
-def _of_batches(rows: Sequence[Noise], seeds: Sequence[int]) -> Effect:
-    """Why the norm of the batch will not do."""
+def _of_batches(rows: Sequence[Noise], seeds: Sequence[int]) -> list[Effect]:
+    """Why the norm of a batch will not do, and what two halves of it give instead."""
     small = [row for row in rows if 2 <= row.batch <= 10 and row.label == 1]
-    of_seeds = [[r.noisy for r in small if r.seed == seed] for seed in seeds]
-    noisy = interval(np.mean(of_seeds, axis=1))
-    return Effect(
-        "Squared norm of the gradient of 2 to 10 examples of the minority, over the "
-        f"true one: {noisy}",
-        noisy.low > 1.1,
+    split, expected, noisy = (
+        interval(
+            [
+                np.mean([getattr(r, name) for r in small if r.seed == seed])
+                for seed in seeds
+            ]
+        )
+        for name in ("split", "expected", "noisy")
     )
+    return [
+        Effect(
+            "Squared norm of the gradient of 2 to 10 examples of the minority, over "
+            f"the true one: {noisy}",
+            noisy.low > 1.1,
+        ),
+        Effect(
+            f"Product of two halves of them over the same: {split}, as drawn; its "
+            f"expectation, over all pairs of the class, is {expected.mean:.3g}",
+            abs(split.mean - expected.mean) < _BIAS,
+        ),
+    ]
 
 
 def _of_the_estimate(runs: Mapping[str, Curves]) -> list[Effect]:
@@ -161,14 +177,20 @@ def _of_the_estimate(runs: Mapping[str, Curves]) -> list[Effect]:
             for of_runs in (curves.estimated_alignment, curves.class_alignment)
         )
         error = difference(estimated, true)
-        effects.append(
+        better = difference(np.abs(estimated - true), 1 - true)
+        effects += [
+            Effect(
+                f"{setup}: distance from p of what the rule takes it to be minus that "
+                f"of 1, as which the norm of the batch takes it: {better}",
+                better.high < 0,
+            ),
             Effect(
                 f"{setup}, from step {_SETTLED} on: p of the minority is "
                 f"{true.mean():.2f}; what the rule takes it to be minus that: {error}",
                 max(abs(error.low), abs(error.high)) < _ERROR,
                 asserted=False,
-            )
-        )
+            ),
+        ]
     return effects
 
 

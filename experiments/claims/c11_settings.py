@@ -290,7 +290,7 @@ def _below(
     for key in everywhere:
         less = {name: best[name] - found[key] for name, found in of_setups.items()}
         on = max(less, key=lambda name: float(less[name].mean()))
-        seeds = min(map(len, less.values()))  # at fast size one set-up has more
+        seeds = min(map(len, less.values()))  # one set-up has more
         mean = interval(np.mean([x[:seeds] for x in less.values()], axis=0))
         below[key] = _Below(mean, interval(less[on]), on)
     return dict(sorted(below.items(), key=lambda item: item[1].mean.mean))
