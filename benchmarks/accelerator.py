@@ -4,21 +4,23 @@
     python -m benchmarks.accelerator --draw   # only the table
 
 A method is a step in a compiled loop, as it is in training: a call would measure how
-fast Python tells the device what to do. Beside what the fused path chooses, each way to
-the norms that it could take at matrices and convolutions is forced once: the choice in
-`pcn_jax.fused.plan` rests on these times. What was kept is replaced, since times of
-another device or of other code do not belong beside these.
+fast Python tells the device what to do. PyTorch's steps are called, as they are in its
+training. Beside what the fused path chooses, each way to the norms that it could take
+at matrices and convolutions is forced once: the choice in `pcn_jax.fused.plan` rests on
+these times. What was kept is replaced, since times of another device or of other code
+do not belong beside these.
 """
 
 import concurrent.futures
 import datetime
 import functools
 import json
+import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 from unittest import mock
 
 import flax
@@ -30,13 +32,16 @@ from tqdm.auto import tqdm
 
 import pcn_jax
 from benchmarks.accelerator_report import page
-from benchmarks.cases import Case, Net, build, least, losses
+from benchmarks.cases import TOO_LONG, Case, Net, build, least, losses
+from benchmarks.gradients import Worker, make_peers
 from pcn_jax.fused import gradients
 from pcn_jax.fused.plan import Choice, choose
 from pcn_jax.fused.sites import Site
 
 _LOOP_SECONDS = 0.03
 """About how long the steps of a loop take together."""
+_PEER_SECONDS = 1.0
+"""A method of PyTorch that took so long is not called again."""
 _MANY_TOKENS = 64
 """Inner products of all positions of two images are too many beyond."""
 
@@ -74,7 +79,7 @@ or inner products of pairs of examples."""
 class Config:
     """What is measured."""
 
-    nets: tuple[Net, ...] = ("mlp", "narrow", "cnn", "wide", "resnet18")
+    nets: tuple[Net, ...] = get_args(Net)
     """Networks."""
 
     classes: tuple[int, ...] = (2, 10, 100)
@@ -82,6 +87,12 @@ class Config:
 
     ways: bool = True
     """Whether each way is forced, too."""
+
+    peers: bool = True
+    """Whether PyTorch is measured too."""
+
+    peers_python: str | None = None
+    """A Python that has PyTorch and TorchJD; without it an environment is made."""
 
     repeats: int = 5
     """Rounds, in which the methods of a case take turns."""
@@ -178,9 +189,9 @@ def _measure_all(config: Config, path: Path) -> None:
         "versions": {"jax": jax.__version__, "flax": flax.__version__},
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "rounds": config.repeats,
-        "note": "",
         "cases": {},
     }
+    torch = _start_peers(config) if config.peers else None
     with concurrent.futures.ThreadPoolExecutor() as pool:
         compiled = {
             case: {
@@ -195,20 +206,53 @@ def _measure_all(config: Config, path: Path) -> None:
         }
     for case, methods in tqdm(programs.items(), unit="case"):
         _take_turns(methods, config.repeats)
+        facts = {name: program.facts for name, program in methods.items()}
+        if torch and case.has_peers:
+            facts |= _measure_peers(torch, case, config.repeats, results["versions"])
         results["cases"][case.name] = {
             "case": case._asdict(),
             "least": least(case),
-            "methods": {name: program.facts for name, program in methods.items()},
+            "methods": facts,
         }
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(".part")
         partial.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
         partial.replace(path)
+    if torch:
+        torch.close()
+
+
+def _start_peers(config: Config) -> Worker:
+    python = config.peers_python or make_peers()
+    worker = [python, "-m", "benchmarks.torch_worker", "--device", "cuda"]
+    cores = ",".join(map(str, sorted(os.sched_getaffinity(0))))
+    return Worker([*worker, "--cores", cores], environment={})
+
+
+def _measure_peers(
+    torch: Worker, case: Case, repeats: int, versions: dict[str, str]
+) -> dict[str, Any]:
+    """The same facts of the methods of PyTorch; adds its versions to the others."""
+    prepared = torch.ask(
+        do="prepare",
+        **case._asdict() | {"labels": case.classes.tolist()},
+        allows_stacks=case.allows_stacks,
+        too_long=TOO_LONG,
+    )
+    versions |= prepared["versions"]
+    methods = [name for name, f in prepared["methods"].items() if "not_run" not in f]
+    taken: dict[str, list[float]] = {name: [] for name in methods}
+    for _ in range(repeats):
+        for name in methods:
+            if sum(taken[name]) < 1000 * _PEER_SECONDS:
+                answer = torch.ask(do="run", method=name)
+                taken[name].append(round(answer["ms"], 4))
+    return {f"torch: {name}": {"ms": ms} for name, ms in taken.items()}
 
 
 def _cases(config: Config) -> Iterator[Case]:
     """Long-tailed batches: what is compiled does not know its labels."""
-    sizes = {"mlp": [128, 1024], "resnet18": [64]}
+    sizes = {"mlp": [128, 1024], "resnet18": [64], "transformer": [64]}
     for net in config.nets:
         for size in sizes.get(net, [128]):
             for number in config.classes:
@@ -248,9 +292,15 @@ def lower_all(case: Case, *, ways: bool) -> dict[str, tuple[Any, ...]]:
             program = jax.jit(in_a_loop(method)).lower(*given, *more)
         return program, given, taken
 
+    rule = pcn_jax.weights.inverse_smoothed_norm(0.3)
+    by_halves = pcn_jax.pcn_value_and_grad(
+        loss, case.num_classes, path="fused", weights=rule
+    )
+    smoothed = functools.partial(by_halves, state=rule.init(case.num_classes))
     fused = pcn_jax.pcn_value_and_grad(loss, case.num_classes, path="fused")
     lowered = {"plain": lower(jax.value_and_grad(mean_loss), choose)}
     lowered["fused"] = lower(fused, choose)
+    lowered["smoothed norm"] = lower(smoothed, choose)
     if ways:
         lowered |= {name: lower(fused, way) for name, way in WAYS.items()}
     if case.allows_stacks:

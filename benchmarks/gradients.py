@@ -146,7 +146,7 @@ def _measure_all(config: Config, results: dict[str, Any], path: Path) -> None:
     workers = {"jax": start([sys.executable, "-m", "benchmarks.jax_worker", *cores])}
     if config.peers:
         workers["torch"] = start(
-            [_peers_python(), "-m", "benchmarks.torch_worker", *cores]
+            [make_peers(), "-m", "benchmarks.torch_worker", *cores]
         )
     for case in tqdm(wanted, unit="case", disable=not sys.stderr.isatty()):
         results["cases"][case.name] = _measure(case, workers, config)
@@ -208,7 +208,12 @@ def _text(results: dict[str, Any]) -> str:
     return json.dumps({**head, "cases": {}})[:-2] + "\n" + ",\n".join(cases) + "\n}}\n"
 
 
-def _peers_python() -> str:
+def make_peers() -> str:
+    """The Python of the environment of the peers, made if it is not there.
+
+    Raises:
+      SystemExit: If they could not be installed.
+    """
     python = _PEERS / "bin" / "python"
     if not (_PEERS / "installed").exists():
         print(f"Making {_PEERS.name}, the environment of the peers.", flush=True)

@@ -204,6 +204,16 @@ def _mlp(
     )
 
 
+def _deep(model: ModelConfig) -> Experiment:
+    return Experiment(
+        name=f"automobile-truck-{model.name}",
+        search_seeds=(100,),
+        data=DATA_SETUPS["automobile-truck"],
+        model=model,
+        train=TrainConfig(steps=300, batch_size=128, measurements_per_decade=5),
+    )
+
+
 def _image_setup(name: str, *, batch_size: int, steps: int) -> Experiment:
     return Experiment(
         name=name,
@@ -241,13 +251,9 @@ SETUPS: dict[str, Experiment] = {
         model=ModelConfig(name="resnet32", norm="group"),
         train=TrainConfig(steps=100, batch_size=64, measurements_per_decade=5),
     ),
-    "automobile-truck-cnn": Experiment(
-        name="automobile-truck-cnn",
-        search_seeds=(100,),
-        data=DATA_SETUPS["automobile-truck"],
-        model=ModelConfig(name="cnn"),
-        train=TrainConfig(steps=300, batch_size=128, measurements_per_decade=5),
-    ),
+    "automobile-truck-cnn": _deep(ModelConfig(name="cnn")),
+    "automobile-truck-resnet18": _deep(ModelConfig(name="resnet18", stem="imagenet")),
+    "automobile-truck-vgg16": _deep(ModelConfig(name="vgg16")),
     "automobile-truck-mlp": _mlp("automobile-truck", batch_size=128, steps=1000),
     "horse-deer-mlp": _mlp("horse-deer", batch_size=128, steps=1000),
     "animals-vehicles-mlp": _mlp(

@@ -72,7 +72,8 @@ class TestAccelerator:
         case = Case("cnn", 2, 4, "long-tailed")
         lowered = accelerator.lower_all(case, ways=True)
         taken = {name: "; ".join(ways) for name, (_, _, ways) in lowered.items()}
-        assert set(taken) == {"plain", "fused", *accelerator.WAYS, "textbook"}
+        paths = {"plain", "fused", "smoothed norm", "textbook"}
+        assert set(taken) == paths | set(accelerator.WAYS)
         assert taken["plain"] == taken["textbook"] == ""
         assert taken["each"].count("rows, 4 at once") == 3
         assert taken["masked"].count("masked") == 2  # convolutions only
