@@ -114,11 +114,10 @@ recalls of the classes.
 """
 _NOT_RUN = """## Not run
 
-- VGG16 and ResNet18, which want an accelerator; the ResNet of C8 saw digits only.
+- VGG16, which wants an accelerator; ResNet18 but in C8, and there with five methods.
 - CIFAR-100; animals against vehicles, horse against deer and five classes but in C8,
   C11 and C12.
-- PCNSGD+R on the CNN and the ResNet, and GD and PCNGD on these, on animals against
-  vehicles and on five classes.
+- PCNSGD+R, GD and PCNGD on the ResNets, and PCNGD on animals against vehicles.
 - The two halves of a class against all pairs of its examples in training: their spread
   is in the figure of C10.
 - Several seeds in the search of learning rates on CIFAR-10, but on animals against

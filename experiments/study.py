@@ -30,8 +30,6 @@ from pcn_jax.training import (
 FOLDERS: dict[Size, Path] = {"fast": Path("runs/reproduce"), "full": Path("results")}
 BINARY: dict[Size, str] = {"fast": "digits-halves", "full": "automobile-truck-mlp"}
 MANY: dict[Size, str] = {"fast": "digits-lt", "full": "cifar10-multi-mlp"}
-WITHOUT_REFERENCES = ("automobile-truck-cnn", "digits-halves-resnet32")
-"""Set-ups on which passes over all data, as PCNSGD+R needs them, take too long."""
 _DIGITS = 5
 _COMMAND = "python -m experiments.reproduce"
 

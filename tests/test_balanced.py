@@ -597,6 +597,7 @@ class TestPlan:
             ((64, 64), 32, 2, "masked"),  # as on an H100: 1.15 against 1.53
             ((64, 64), 32, 10, "rows, 64 at once"),
             ((3, 32), 32, 2, "rows, 64 at once"),  # of few weights, all are cheap
+            ((64, 128), 8, 4, "rows, 64 at once"),  # four small ones: 1.9 against 1.2
             ((512, 512), 4, 10, "pairs"),
         ],
     )

@@ -28,9 +28,11 @@ _CACHE, _NEAR_CACHE = 2**22, 2**16
 _OF_STEP, _NARROW = 500_000, 64
 """What a step of a loop costs besides, and the columns below which a product of
 matrices takes no less time."""
-_OF_MEMORY, _FULL_PRECISION, _STEP = 300, 5, 3_000_000_000
-"""The same of an accelerator's memory; of a multiplication that is not rounded to 19
-bits; and of a step of a loop. Measured on an H100, at 1e14 multiplications a second."""
+_OF_MEMORY, _FULL_PRECISION = 300, 5
+"""The same of an accelerator's memory, and of a multiplication that is not rounded to
+19 bits. Measured on an H100, at 1e14 multiplications a second."""
+_STEP, _CONVOLUTION = 3_000_000_000, 1_500_000_000
+"""What a step of a loop costs there besides, and a convolution at least."""
 _TAIL = 2
 """On a long tail, most examples are of a class so many times the average one."""
 _TOKENS_AT_ONCE = 256
@@ -120,10 +122,9 @@ def _choose_on_accelerator(
     size, weights = site.size, math.prod(site.param_shape)
     gradient, features = size * site.tokens * weights, weights // site.contracted
     all_rows = 2 * num_rows * weights  # made, and added up
-    costs = {
-        Choice("masked"): num_rows * gradient
-        + (num_rows * size * site.tokens * features + all_rows) * _OF_MEMORY
-    }
+    one_masked = max(gradient, _CONVOLUTION if site.kind == "conv" else 0)
+    one_masked += size * site.tokens * features * _OF_MEMORY
+    costs = {Choice("masked"): num_rows * one_masked + all_rows * _OF_MEMORY}
     if size * weights <= _MOST_COPIES * size * _operands(site):
         patches = size * site.tokens * site.contracted if site.kind == "conv" else 0
         costs[Choice("rows", size)] = (
