@@ -33,7 +33,7 @@ from tqdm.auto import tqdm
 import pcn_jax
 from benchmarks.accelerator_report import page
 from benchmarks.cases import TOO_LONG, Case, Net, build, least, losses
-from benchmarks.gradients import Worker, make_peers
+from benchmarks.gradients import Worker, make_peers, write_whole
 from pcn_jax.fused import gradients
 from pcn_jax.fused.plan import Choice, choose
 from pcn_jax.fused.sites import Site
@@ -215,9 +215,7 @@ def _measure_all(config: Config, path: Path) -> None:
             "methods": facts,
         }
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".part")
-        partial.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-        partial.replace(path)
+        write_whole(path, json.dumps(results, indent=1) + "\n")
     if torch:
         torch.close()
 

@@ -21,11 +21,11 @@ _COSTS = (
 )
 _FORCED = ("fused", "each", "groups", "masked", "pairs")
 _TORCH = {
-    "plain": "plain",
+    "plain": "PyTorch: plain",
     "class loop": "a loop over classes",
-    "torch.func vmap": "vmap",
-    "torchjd autojac": "TorchJD, autojac",
-    "torchjd autogram": "autogram",
+    "torch.func vmap": "torch.func vmap",
+    "torchjd autojac": "TorchJD autojac",
+    "torchjd autogram": "TorchJD autogram",
 }
 _PAGE = """\
 # What a balanced gradient costs on an accelerator
@@ -111,7 +111,7 @@ def page(results: dict[str, Any]) -> str:
         costs=_table(costs, [*_CASE, *_COSTS]),
     )
     if peers:
-        head = ["plain", "fused", *(f"PyTorch: {name}" for name in _TORCH.values())]
+        head = ["plain", "fused", *_TORCH.values()]
         text += _PEERS.format(peers=_table(peers, [*_CASE, *head]))
     if forced:
         text += _WAYS.format(forced=_table(forced, [*_CASE, "as chosen", *_FORCED[1:]]))

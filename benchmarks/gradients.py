@@ -152,9 +152,7 @@ def _measure_all(config: Config, results: dict[str, Any], path: Path) -> None:
         results["cases"][case.name] = _measure(case, workers, config)
         results["python"] = platform.python_version()
         results["cores"] = config.cores
-        partial = path.with_suffix(".part")
-        partial.write_text(_text(results), encoding="utf-8")
-        partial.replace(path)
+        write_whole(path, _text(results))
         draw(results, config.folder)
     for one in workers.values():
         one.close()
@@ -206,6 +204,13 @@ def _text(results: dict[str, Any]) -> str:
         for name, case in results["cases"].items()
     ]
     return json.dumps({**head, "cases": {}})[:-2] + "\n" + ",\n".join(cases) + "\n}}\n"
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a file, so that an interruption leaves the one that was there."""
+    partial = path.with_suffix(".part")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
 
 
 def make_peers() -> str:

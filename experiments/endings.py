@@ -13,7 +13,8 @@ import numpy as np
 
 from experiments.claims.finding import Size
 from experiments.experiment import Experiment, problem
-from experiments.study import FOLDERS, commit
+from experiments.kept import commit, write_whole
+from experiments.study import FOLDERS
 from pcn_jax.training import (
     AlgorithmName,
     Record,
@@ -170,8 +171,4 @@ def _write(path: Path, experiment: Experiment, kept: _Kept) -> None:
         json.dumps([*key, *(x if np.isfinite(x) else None for x in end)])
         for key, end in kept.items()
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".part")
-    text = f'{json.dumps(head)[:-1]}, "rows": [\n{rows}\n]}}\n'
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    write_whole(path, f'{json.dumps(head)[:-1]}, "rows": [\n{rows}\n]}}\n')

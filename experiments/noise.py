@@ -17,7 +17,8 @@ import numpy as np
 
 from experiments.claims.finding import Size
 from experiments.experiment import Experiment, problem
-from experiments.study import FOLDERS, commit
+from experiments.kept import commit, write_whole
+from experiments.study import FOLDERS
 from pcn_jax.training import Problem, environment, make_train, plain
 
 BATCH_SIZES = (1, 2, 3, 4, 6, 8, 10, 16, 32, 64)
@@ -110,12 +111,8 @@ def measure_noise(
         "columns": Noise._fields,
         "rows": [_rounded(row) for row in rows],
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
     lines = ",\n".join(json.dumps(row) for row in kept.pop("rows"))
-    partial = path.with_suffix(".part")
-    text = json.dumps(kept)[:-1] + f', "rows": [\n{lines}\n]}}\n'
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    write_whole(path, json.dumps(kept)[:-1] + f', "rows": [\n{lines}\n]}}\n')
     return rows
 
 

@@ -8,7 +8,6 @@ again without training; those of the fast one are in `runs/reproduce`.
 import dataclasses
 import datetime
 import json
-import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +16,7 @@ import numpy as np
 
 from experiments.claims.finding import Size
 from experiments.experiment import SETUPS, Experiment, problem
+from experiments.kept import commit, write_whole
 from experiments.tune import search
 from pcn_jax.training import (
     ALGORITHMS,
@@ -134,18 +134,6 @@ def with_enough_seeds(
     return setup
 
 
-def commit() -> str:
-    """The commit that is checked out, or `unknown` outside of a repository."""
-    found = subprocess.run(
-        ["git", "rev-parse", "--short=8", "HEAD"],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=Path(__file__).parent,
-    )
-    return found.stdout.strip() or "unknown"
-
-
 def _train(
     experiment: Experiment,
     algorithm: AlgorithmName,
@@ -166,10 +154,7 @@ def _train(
             "commit": commit(),
             "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         }
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".part")
-        partial.write_text(_text(kept), encoding="utf-8")
-        partial.replace(path)
+        write_whole(path, _text(kept))
         label = ALGORITHMS[algorithm].label
         print(f"  {experiment.name}, {label}, seed {seed}", flush=True)
 

@@ -26,6 +26,7 @@ from experiments.experiment import (
     parse,
     problem,
 )
+from experiments.kept import write_whole
 from pcn_jax.training import (
     ALGORITHMS,
     AlgorithmName,
@@ -129,10 +130,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _write(path: Path, found: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".part")
-    partial.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    partial.replace(path)
+    write_whole(path, json.dumps(found, indent=1) + "\n")
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -1,6 +1,5 @@
 """Sums and norms are taken in float32 or wider, whatever the parameters are kept in."""
 
-import functools
 from typing import Any
 
 import jax
@@ -29,48 +28,33 @@ def sum_dtype(dtype: Any) -> Any:
     return dtype if dtype in (jnp.float32, jnp.float64) else jnp.dtype(jnp.float32)
 
 
-def full_dot(
-    x: jax.Array, y: jax.Array, contracted: tuple[int, int] = (1, 0)
+def wide_dot(
+    x: jax.Array,
+    y: jax.Array,
+    contracted: tuple[int, int] = (1, 0),
+    precision: lax.Precision = lax.Precision.HIGHEST,
 ) -> jax.Array:
-    """A product of matrices that is as exact as they are.
-
-    An accelerator rounds the numbers that it multiplies, unless it is told not to. GPUs
-    that round to 19 bits (TF32) take three such products instead, which are as good as
-    one of float32 and faster there.
+    """A product of matrices whose sums are taken in float32 or wider.
 
     Args:
       x: An array.
       y: Another of the same dtype.
       contracted: The axis of each that is summed over.
+      precision: Of the numbers that are multiplied. Accelerators round those of float32
+        unless it is the highest.
 
     Returns:
       What `jax.lax.dot_general` does, in float32 or wider.
 
     Example:
-      >>> full_dot(jnp.array([[1.0, 2.0]]), jnp.array([[3.0], [4.0]])).tolist()
+      >>> wide_dot(jnp.array([[1.0, 2.0]]), jnp.array([[3.0], [4.0]])).tolist()
       [[11.0]]
     """
-
-    def dot(x: jax.Array, y: jax.Array, *, precision: lax.PrecisionLike) -> jax.Array:
-        product: jax.Array = lax.dot_general(
-            x,
-            y,
-            (((contracted[0],), (contracted[1],)), ((), ())),
-            precision=precision,
-            preferred_element_type=sum_dtype(x.dtype),
-        )
-        return product
-
-    exact = functools.partial(dot, precision=lax.Precision.HIGHEST)
-    if x.dtype != jnp.float32 or not _has_tf32():
-        return exact(x, y)
-    split = functools.partial(dot, precision=lax.DotAlgorithmPreset.TF32_TF32_F32_X3)
-    product: jax.Array = lax.platform_dependent(x, y, cuda=split, default=exact)
+    product: jax.Array = lax.dot_general(
+        x,
+        y,
+        (((contracted[0],), (contracted[1],)), ((), ())),
+        precision=precision,
+        preferred_element_type=sum_dtype(x.dtype),
+    )
     return product
-
-
-def _has_tf32() -> bool:
-    """Whether there is an NVIDIA GPU, of compute capability 8 or more."""
-    capability = str(getattr(jax.devices()[0], "compute_capability", ""))
-    major = capability.split(".", maxsplit=1)[0]
-    return jax.default_backend() == "gpu" and major.isdigit() and int(major) >= 8

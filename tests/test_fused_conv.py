@@ -98,7 +98,12 @@ def test_inner_products_of_gradients(conv: Convolution) -> None:
     cotangents = conv.cotangent.transpose(spec[0], *spec[2:], spec[1])
     ours, theirs = (cotangents[k].reshape(-1, 3) for k in (left, right))
     products = patch_products(
-        conv.x[left], conv.x[right], conv.kernel.shape, conv.out, conv.all_params
+        conv.x[left],
+        conv.x[right],
+        conv.kernel.shape,
+        conv.out,
+        conv.all_params,
+        precision=jax.lax.Precision.HIGHEST,
     )
     products = products * (ours @ theirs.T)
     found = products.reshape(1, len(ours), 3, -1).sum(axis=(1, 3))[0]

@@ -1,6 +1,5 @@
-"""Products that are as exact as their operands, on every platform."""
+"""Sums of products are taken in float32 or wider."""
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -8,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pcn_jax import precision
-from pcn_jax.precision import full_dot
+import pcn_jax
+from pcn_jax.precision import wide_dot
 
 
 def matrices(dtype: Any) -> tuple[jax.Array, jax.Array]:
@@ -27,29 +26,32 @@ def in_float64(x: jax.Array, y: jax.Array) -> np.ndarray:
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_is_exact_in_float32(dtype: Any) -> None:
     x, y = matrices(dtype)
-    found = full_dot(x, y)
+    found = wide_dot(x, y)
     assert found.dtype == jnp.float32
     np.testing.assert_allclose(found, in_float64(x, y), rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("wrap", [lambda f: f, jax.jit, jax.vmap])
-def test_where_there_is_a_gpu_the_cpu_computes_as_ever(
-    wrap: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("asked", "taken"),
+    [
+        (None, "DEFAULT"),
+        ("high", "HIGH"),
+        ("highest", "HIGHEST"),
+        (("default", "highest"), "HIGHEST"),
+        ("BF16_BF16_F32", "HIGHEST"),
+    ],
+)
+def test_pairs_are_multiplied_as_precisely_as_the_loss_multiplies(
+    asked: Any, taken: str
 ) -> None:
-    monkeypatch.setattr(precision, "_has_tf32", lambda: True)
-    x, y = matrices(jnp.float32)
-    given = (x[None], y[None]) if wrap is jax.vmap else (x, y)
-    found = wrap(full_dot)(*given).reshape(8, 6)
-    np.testing.assert_allclose(found, in_float64(x, y), rtol=0, atol=1e-4)
+    def loss(w: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
+        logits = jnp.dot(x, w, precision=asked)
+        return jnp.where(y == 0, jnp.square(logits).sum(axis=1), 0)
 
-
-@pytest.mark.parametrize(("platform", "splits"), [("cuda", True), ("cpu", False)])
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_only_products_of_float32_are_split_and_only_on_a_gpu(
-    platform: str, splits: bool, dtype: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(precision, "_has_tf32", lambda: True)
-    traced = jax.jit(full_dot).trace(*matrices(dtype))
-    text = traced.lower(lowering_platforms=(platform,)).as_text()
-    assert ("algorithm" in text) == (splits and dtype == jnp.float32)
-    assert text.count("dot_general") == 1  # the other one is not even compiled
+    fused = pcn_jax.pcn_value_and_grad(loss, 2, path="fused")
+    given = jnp.ones((64, 32)), jnp.ones((4, 64)), jnp.zeros(4, jnp.int32)
+    lines = jax.jit(fused).lower(*given).as_text().splitlines()
+    for numbers in (64, 32):  # inputs with inputs, cotangents with cotangents
+        factors = f"(tensor<4x{numbers}xf32>, tensor<4x{numbers}xf32>) -> tensor<4x4x"
+        (products,) = (x for x in lines if "dot_general" in x and factors in x)
+        assert f"precision = [{taken}, {taken}]" in products

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from pcn_jax.precision import at_least_float32, full_dot, sum_dtype
+from pcn_jax.precision import at_least_float32, sum_dtype, wide_dot
 
 
 def kernel_gradient(
@@ -57,6 +57,8 @@ def patch_products(
     kernel: Sequence[int],
     out: Sequence[int],
     params: dict[str, Any],
+    *,
+    precision: lax.Precision,
 ) -> jax.Array:
     """Inner products of what the positions of two results see.
 
@@ -69,6 +71,7 @@ def patch_products(
       kernel: As in `kernel_gradient`.
       out: Positions of the result, along each axis.
       params: As in `kernel_gradient`.
+      precision: Of the products.
 
     Returns:
       `[m * positions, n * positions]`, in float32 or wider.
@@ -79,9 +82,9 @@ def patch_products(
     positions = math.prod(out)
     if of_patches_is_less(x.shape[2:], window, out):
         x, y = (_patches(z, window, out, params) for z in (x, y))
-        return full_dot(x, y, contracted=(0, 0))
+        return wide_dot(x, y, (0, 0), precision)
     flat_x, flat_y = (z.reshape(z.shape[0], -1) for z in (x, y))
-    products = full_dot(flat_x, flat_y, contracted=(0, 0))
+    products = wide_dot(flat_x, flat_y, (0, 0), precision)
     products = products.reshape(*x.shape[1:], *y.shape[1:])
     none, inner = (0, 0, 0), _padding(params)
     zero = jnp.zeros((), products.dtype)

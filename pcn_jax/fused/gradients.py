@@ -30,7 +30,7 @@ from pcn_jax.fused.sites import (
     weight_gradients,
 )
 from pcn_jax.fused.tracing import Traced, pull_back_to_params, tap
-from pcn_jax.precision import at_least_float32, full_dot
+from pcn_jax.precision import at_least_float32, wide_dot
 
 _MANY_NUMBERS = 2**17
 """Up to so many, the rows of small parameters are cheaper than their pairs."""
@@ -258,7 +258,7 @@ def _gramian(
 ) -> tuple[jax.Array, jax.Array]:
     """Inner products of all rows `[R, R]`, and the same of the examples `[R]`."""
     singles = jnp.zeros(layout.num_rows, weights.dtype)
-    parts = [full_dot(x, x, contracted=(1, 1)) for x in matrices]
+    parts = [wide_dot(x, x, contracted=(1, 1)) for x in matrices]
     if sources:
         gramian, singles = pairs.pair_gramian(sources, weights, layout)
         parts.append(gramian)

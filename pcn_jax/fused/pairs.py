@@ -7,6 +7,10 @@ its inner products with others cost far less than it would itself:
 
     ⟨g_i, g_j⟩ = Σ_ts ⟨a_it, a_js⟩ ⟨δ_it, δ_js⟩
 
+Factors are multiplied as precisely as the loss function multiplies them. An accelerator
+rounds each number of `a` and `δ` by itself, in a weight gradient as in these products:
+so both have the same norm.
+
 Where the gradients of a class nearly cancel, what is left of the sum is rounding. How
 much that is follows from the squared lengths of the single gradients, also added up.
 """
@@ -22,7 +26,7 @@ from jax import lax
 from pcn_jax.fused.class_layout import ClassLayout
 from pcn_jax.fused.conv import patch_products
 from pcn_jax.fused.sites import DenseNumbers, Site, Taps, take_examples
-from pcn_jax.precision import full_dot
+from pcn_jax.precision import wide_dot
 
 
 class PairSource(NamedTuple):
@@ -183,7 +187,7 @@ def _sums_of_one_block(
         _of_examples(products, all_of_them, all_of_them, by_halves=layout.by_halves)
     )
     members = layout.members.astype(products.dtype)
-    sums = full_dot(jnp.stack(of_examples), members.T)
+    sums = wide_dot(jnp.stack(of_examples), members.T)
     return PairSums(*jax.tree.unflatten(structure, list(sums)))
 
 
@@ -193,9 +197,9 @@ def pair_gramian(
     """Inner products `[R, R]` of all rows, and `PairSums.singles`."""
     pairs = _all_pairs(sources, weights, layout)
     members = layout.members.astype(pairs.dtype)
-    by_row = full_dot(members, pairs)
-    gramian = full_dot(by_row, members.T)
-    return gramian, full_dot(members, jnp.diagonal(pairs))
+    by_row = wide_dot(members, pairs)
+    gramian = wide_dot(by_row, members.T)
+    return gramian, wide_dot(members, jnp.diagonal(pairs))
 
 
 def _all_pairs(
@@ -219,7 +223,7 @@ def _all_products(
 
 def _dense_products(site: Site, left: Taps, right: Taps) -> jax.Array:
     inputs, cotangents = (
-        _row_products(ours, theirs)
+        _row_products(ours, theirs, _precision_of(site))
         for ours, theirs in zip(
             _dense_factors(site, left), _dense_factors(site, right), strict=True
         )
@@ -228,7 +232,7 @@ def _dense_products(site: Site, left: Taps, right: Taps) -> jax.Array:
 
 
 def _conv_products(site: Site, left: Taps, right: Taps) -> jax.Array:
-    params = site.equation.params
+    params, precision = site.equation.params, _precision_of(site)
     spec = params["dimension_numbers"].out_spec
     ours, theirs = (
         taps.cotangents[0].transpose(spec[0], *spec[2:], spec[1])
@@ -240,9 +244,10 @@ def _conv_products(site: Site, left: Taps, right: Taps) -> jax.Array:
         site.param_shape,
         ours.shape[1:-1],
         params,
+        precision=precision,
     )
     flat = (x.reshape(-1, x.shape[-1]) for x in (ours, theirs))
-    return _over_tokens(inputs * _row_products(*flat), site.tokens)
+    return _over_tokens(inputs * _row_products(*flat, precision), site.tokens)
 
 
 def _dense_factors(site: Site, taps: Taps) -> tuple[jax.Array, jax.Array]:
@@ -273,5 +278,16 @@ def _over_tokens(products: jax.Array, tokens: int) -> jax.Array:
     return products.reshape(m, tokens, n, tokens).sum(axis=(1, 3))
 
 
-def _row_products(x: jax.Array, y: jax.Array) -> jax.Array:
-    return full_dot(x, y, contracted=(1, 1))
+def _row_products(
+    x: jax.Array, y: jax.Array, precision: lax.Precision = lax.Precision.HIGHEST
+) -> jax.Array:
+    return wide_dot(x, y, (1, 1), precision)
+
+
+def _precision_of(site: Site) -> lax.Precision:
+    """That of a product or convolution; the highest if it is not one of the three."""
+    given = site.equation.params["precision"] or lax.Precision.DEFAULT
+    of_both = given if isinstance(given, tuple) else (given, given)
+    if not all(isinstance(x, lax.Precision) for x in of_both):
+        return lax.Precision.HIGHEST
+    return max(of_both, key=list(lax.Precision).index)

@@ -28,9 +28,9 @@ _CACHE, _NEAR_CACHE = 2**22, 2**16
 _OF_STEP, _NARROW = 500_000, 64
 """What a step of a loop costs besides, and the columns below which a product of
 matrices takes no less time."""
-_OF_MEMORY, _FULL_PRECISION = 300, 5
-"""The same of an accelerator's memory, and of a multiplication that is not rounded to
-19 bits. Measured on an H100, at 1e14 multiplications a second."""
+_OF_MEMORY, _OF_PATCHES = 300, 5
+"""The same of an accelerator's memory, and of a multiplication of two patches there.
+Measured on an H100, at 1e14 multiplications a second."""
 _STEP, _CONVOLUTION = 3_000_000_000, 1_500_000_000
 """What a step of a loop costs there besides, and a convolution at least."""
 _TAIL = 2
@@ -138,8 +138,10 @@ def _choose_on_accelerator(
         costs[Choice("stream", at_once)] = 2 * gradient + loop
     if site.kind != "product" and not keep_rows:
         products = (size * site.tokens) ** 2 * _OF_MEMORY
-        precise = size**2 * _products_of_a_pair(site) * _FULL_PRECISION
-        costs[Choice("pairs")] = gradient + products + precise
+        pairs = size**2 * _products_of_a_pair(site)
+        if site.kind == "conv":
+            pairs *= _OF_PATCHES
+        costs[Choice("pairs")] = gradient + products + pairs
     return min(costs, key=costs.__getitem__)
 
 

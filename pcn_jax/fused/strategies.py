@@ -21,7 +21,7 @@ from pcn_jax.fused.sites import (
     summed_gradients,
     take_examples,
 )
-from pcn_jax.precision import at_least_float32, full_dot
+from pcn_jax.precision import at_least_float32, wide_dot
 
 
 def sum_rows(
@@ -65,7 +65,7 @@ def row_sums(rows: jax.Array, layout: ClassLayout) -> RowSums:
 
         # One product after the other: XLA's reductions of two rows are slow on CPU.
         def product(k: jax.Array) -> jax.Array:
-            return full_dot(rows[k], rows[k + 1], contracted=(0, 0))
+            return wide_dot(rows[k], rows[k + 1], contracted=(0, 0))
 
         in_turn = plan.is_cpu()
         products = lax.map(product, first) if in_turn else jax.vmap(product)(first)
@@ -152,7 +152,7 @@ def sum_by_row(
 ) -> jax.Array:
     """Sums gradients of examples `[B, ...]` over each row, `[R, ...]`."""
     members = jnp.where(layout.members, weights[None, :], 0).astype(of_examples.dtype)
-    return full_dot(members, of_examples)
+    return wide_dot(members, of_examples)
 
 
 def _chunk_gradient(

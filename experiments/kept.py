@@ -1,0 +1,29 @@
+"""Files that keep what was computed: whole or not at all, and of which code."""
+
+import subprocess
+from pathlib import Path
+
+
+def commit() -> str:
+    """The commit that is checked out, or `unknown` outside of a repository."""
+    found = subprocess.run(
+        ["git", "rev-parse", "--short=8", "HEAD"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=Path(__file__).parent,
+    )
+    return found.stdout.strip() or "unknown"
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a file, so that an interruption leaves the one that was there.
+
+    Args:
+      path: Of the file; its folder is made if it is not there.
+      text: What it is to hold.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".part")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
