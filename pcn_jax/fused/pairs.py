@@ -246,8 +246,9 @@ def _conv_products(site: Site, left: Taps, right: Taps) -> jax.Array:
         params,
         precision=precision,
     )
-    flat = (x.reshape(-1, x.shape[-1]) for x in (ours, theirs))
-    return _over_tokens(inputs * _row_products(*flat, precision), site.tokens)
+    ours, theirs = (x.reshape(-1, x.shape[-1]) for x in (ours, theirs))
+    products = _row_products(ours, theirs, precision)
+    return _over_tokens(inputs * products, site.tokens)
 
 
 def _dense_factors(site: Site, taps: Taps) -> tuple[jax.Array, jax.Array]:
@@ -288,6 +289,5 @@ def _precision_of(site: Site) -> lax.Precision:
     """That of a product or convolution; the highest if it is not one of the three."""
     given = site.equation.params["precision"] or lax.Precision.DEFAULT
     of_both = given if isinstance(given, tuple) else (given, given)
-    if not all(isinstance(x, lax.Precision) for x in of_both):
-        return lax.Precision.HIGHEST
-    return max(of_both, key=list(lax.Precision).index)
+    known = [x for x in lax.Precision if x in of_both]
+    return known[-1] if known else lax.Precision.HIGHEST
