@@ -561,7 +561,7 @@ class TestPlan:
             ("conv", {"rows", "pairs", "examples"}),
             ("more weights than positions", {"pairs", "examples"}),
             ("one matrix each", {"rows"}),
-            ("recurrent", {"pairs", "examples"}),
+            ("recurrent", {"rows", "pairs", "examples"}),
             ("shared", {"masked", "pairs", "examples"}),
         ],
     )
@@ -589,6 +589,24 @@ class TestPlan:
 
         w, x = jnp.zeros((3072, width)), jnp.zeros((size, 3072))
         chosen = pcn_jax.pcn_plan(loss, num_classes)(w, x, np.zeros(size, np.int32))
+        assert chosen.ways == (("", way),)
+
+    @pytest.mark.parametrize(
+        ("tokens", "num_classes", "way"),
+        [
+            (32, 2, "rows, 2 at once"),
+            (32, 10, "rows, 2 at once"),  # 1.20 plain gradients of an LSTM; 6: 1.28
+            (32, 100, "pairs"),
+        ],
+    )
+    def test_of_a_layer_on_a_sequence(
+        self, tokens: int, num_classes: int, way: str
+    ) -> None:
+        def loss(w: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
+            return jnp.where(y == 0, jnp.square(x @ w).sum(axis=(1, 2)), 0)
+
+        w, x = jnp.zeros((96, 512)), jnp.zeros((128, tokens, 96))
+        chosen = pcn_jax.pcn_plan(loss, num_classes)(w, x, np.zeros(128, np.int32))
         assert chosen.ways == (("", way),)
 
     @pytest.mark.parametrize(

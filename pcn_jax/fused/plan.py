@@ -150,9 +150,9 @@ def _group_size(site: Site, num_rows: int) -> int:
     of_a_class = max(1, site.size // (2 * num_rows))
     if not is_cpu():
         return of_a_class
-    if site.tokens > 1:
-        return max(1, min(_TOKENS_AT_ONCE // site.tokens, of_a_class))
-    most = max(1, min(_TOKENS_AT_ONCE, site.size // 2))
+    most = max(1, min(_TOKENS_AT_ONCE // site.tokens, site.size // 2))
+    if site.kind == "conv" and site.tokens > 1:
+        return min(most, of_a_class)
     sizes = [1 << k for k in range(most.bit_length())]  # odd ones are slow
     return min(sizes, key=lambda size: _cost_of_groups(site, num_rows, size))
 
