@@ -107,11 +107,11 @@ def find(size: Size) -> Finding:
         "8 x 8, 300 : 15 in batches of 64) for 100; the MLP on horses and deer for "
         "1,000, on animals and vehicles (29,880 : 332, in batches of 1,000) and on "
         "five classes (each 0.6 times the one before, 5,000 to 648, in batches of 500; "
-        "the minority is the rarest) for 500. ResNet18, GD and PCNGD on the CNN and on "
-        "other data than horses and deer, and PCNSGD+R on the CNN were trained on an "
-        "H100, ResNet18 with products rounded to TF32, as JAX does there. What is not "
-        "in the table was not run, nor was VGG16; of PCNSGD and PCNSGD+O on ResNet18 "
-        "three seeds are kept, too few to compare.",
+        "the minority is the rarest) for 500. ResNet18, GD and PCNGD on the CNN, on "
+        "animals and on five classes, and PCNSGD+R on the CNN were trained on an H100, "
+        "ResNet18 with products rounded to TF32, as JAX does there. What is not in the "
+        "table was not run, nor was VGG16; of PCNSGD and PCNSGD+O on ResNet18 three "
+        "seeds are kept, too few to compare.",
     )
 
 
