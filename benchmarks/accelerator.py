@@ -89,7 +89,7 @@ class Config:
     """Whether each way is forced, too."""
 
     peers: bool = True
-    """Whether PyTorch is measured too."""
+    """Whether PyTorch is measured too, on a GPU."""
 
     peers_python: str | None = None
     """A Python that has PyTorch and TorchJD; without it an environment is made."""
@@ -189,9 +189,11 @@ def _measure_all(config: Config, path: Path) -> None:
         "versions": {"jax": jax.__version__, "flax": flax.__version__},
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "rounds": config.repeats,
+        "note": "",
         "cases": {},
     }
-    torch = _start_peers(config) if config.peers else None
+    has_peers = config.peers and jax.default_backend() == "gpu"
+    torch = _start_peers(config) if has_peers else None
     with concurrent.futures.ThreadPoolExecutor() as pool:
         compiled = {
             case: {
@@ -214,7 +216,6 @@ def _measure_all(config: Config, path: Path) -> None:
             "least": least(case),
             "methods": facts,
         }
-        path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, json.dumps(results, indent=1) + "\n")
     if torch:
         torch.close()

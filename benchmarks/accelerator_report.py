@@ -31,6 +31,7 @@ _PAGE = """\
 # What a balanced gradient costs on an accelerator
 
 `python -m benchmarks.accelerator`, {date}, one {device}, {described}.
+{note}
 
 Each method was a step in a compiled loop, in turn with the others, {rounds} rounds;
 milliseconds are medians. *Plain* is the gradient of the mean loss, *fused*

@@ -125,7 +125,6 @@ def main() -> None:
     if path.exists():
         results = json.loads(path.read_text(encoding="utf-8"))
     if not config.draw:
-        config.folder.mkdir(parents=True, exist_ok=True)
         _measure_all(config, results, path)
     if not results["cases"]:
         raise SystemExit(f"There is nothing to draw: {path} does not exist yet.")
@@ -208,6 +207,7 @@ def _text(results: dict[str, Any]) -> str:
 
 def write_whole(path: Path, text: str) -> None:
     """Writes a file, so that an interruption leaves the one that was there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".part")
     partial.write_text(text, encoding="utf-8")
     partial.replace(path)

@@ -111,8 +111,9 @@ def main() -> None:
             f"Python {platform.python_version()}, jax {jax.__version__}.",
             "",
             "Whole steps of the training loop: drawing, gathering and normalising the",
-            "batch, the gradient, the update. *Over SGD*: the median over rounds of",
-            "the ratio to SGD in the same round, with quantiles.",
+            "batch, the gradient, the update. *Over SGD*: the median over "
+            f"{config.repeats} rounds",
+            "of the ratio to SGD in the same round, with quantiles.",
             "",
             table,
         ]

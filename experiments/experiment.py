@@ -204,7 +204,7 @@ def _mlp(
     )
 
 
-def _deep(model: ModelConfig) -> Experiment:
+def _automobile_truck(model: ModelConfig) -> Experiment:
     return Experiment(
         name=f"automobile-truck-{model.name}",
         search_seeds=(100,),
@@ -251,9 +251,11 @@ SETUPS: dict[str, Experiment] = {
         model=ModelConfig(name="resnet32", norm="group"),
         train=TrainConfig(steps=100, batch_size=64, measurements_per_decade=5),
     ),
-    "automobile-truck-cnn": _deep(ModelConfig(name="cnn")),
-    "automobile-truck-resnet18": _deep(ModelConfig(name="resnet18", stem="imagenet")),
-    "automobile-truck-vgg16": _deep(ModelConfig(name="vgg16")),
+    "automobile-truck-cnn": _automobile_truck(ModelConfig(name="cnn")),
+    "automobile-truck-resnet18": _automobile_truck(
+        ModelConfig(name="resnet18", stem="imagenet")
+    ),
+    "automobile-truck-vgg16": _automobile_truck(ModelConfig(name="vgg16")),
     "automobile-truck-mlp": _mlp("automobile-truck", batch_size=128, steps=1000),
     "horse-deer-mlp": _mlp("horse-deer", batch_size=128, steps=1000),
     "animals-vehicles-mlp": _mlp(
