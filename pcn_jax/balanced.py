@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import chex
 import jax
@@ -30,7 +30,7 @@ from pcn_jax.class_gradients import (
 from pcn_jax.explicit_mesh import auto_sharded
 from pcn_jax.fused import gradients, tracing
 from pcn_jax.fused.class_layout import sort_by_class
-from pcn_jax.fused.example_axis import NotProvenError
+from pcn_jax.fused.example_axis import NotProvenError, StatisticError
 from pcn_jax.geometry import (
     class_alignment,
     class_cosines,
@@ -47,7 +47,7 @@ from pcn_jax.weights import (
     inverse_norm,
 )
 
-Path = Literal["fused", "masked"]
+Path = Literal["fused", "frozen", "masked"]
 
 
 class PCNValue(NamedTuple):
@@ -94,9 +94,9 @@ class Plan(NamedTuple):
     """How a balanced gradient is computed; its text is for people.
 
     Attributes:
-      path: `"fused"` or `"masked"`.
-      reason: Why it is not the fused one, or empty.
-      ways: On the fused path, for each use of a parameter, its name and the way to its
+      path: `"fused"`, `"frozen"` or `"masked"`.
+      reason: Why it is the masked one, or empty.
+      ways: On the other two, for each use of a parameter, its name and the way to its
         norms (see `pcn_jax.fused.plan.Choice`).
 
     Example:
@@ -143,6 +143,11 @@ def pcn_value_and_grad(
     see that examples do not interact in it. The *masked* one makes all class gradients,
     for about `(1 + 2C)/3` plain ones, and is always right.
 
+    A third one has to be asked for, and is for batch normalisation. The *frozen* path
+    is the fused one with statistics, such as the mean of the batch, held fixed while
+    norms are taken. So these are not quite `‖g_l‖`; the direction is `Σ_l w_l g_l` of
+    the true class gradients. It takes about two plain gradients.
+
     Args:
       loss_fn: `loss_fn(params, inputs, labels, *args, **kwargs)` returning losses
         `[B]`, or `(losses, aux)` if `has_aux`.
@@ -152,8 +157,8 @@ def pcn_value_and_grad(
         weights with a state, such as `pcn_jax.weights.inverse_smoothed_norm(0.3)`.
       has_aux: Whether `loss_fn` returns `(losses, aux)`.
       with_gramian: Whether to compute the inner products of all class gradients, too.
-      path: `"fused"` or `"masked"`; `None` for the fused one where it is proven to be
-        right, and otherwise the masked one, with a warning.
+      path: `"fused"`, `"frozen"` or `"masked"`; `None` for the fused one where it is
+        proven to be right, and otherwise the masked one, with a warning.
 
     Returns:
       A function of `(params, inputs, labels, *args, **kwargs)`, where `labels` are
@@ -171,8 +176,8 @@ def pcn_value_and_grad(
         no function or there is no such path; when called, if labels are not integers
         `[B]`, if one is `C` or more (under `jit`, where values are unknown, the
         direction becomes NaN instead), if losses are not `[B]`, if there are no
-        examples, if `path="fused"` is not proven to be right, and if a state is
-        missing, of another shape or without use.
+        examples, if `path="fused"` is not proven to be right, nor `"frozen"` but for
+        statistics, and if a state is missing, of another shape or without use.
       TypeError: When called, if a parameter is not of real floating point.
 
     Warning:
@@ -207,8 +212,7 @@ def pcn_value_and_grad(
     """
     check_num_classes(num_classes)
     check_rule(weights)
-    if path not in (None, "fused", "masked"):
-        raise ValueError(f"path must be 'fused', 'masked' or None, got {path!r}.")
+    _check_path(path)
     options = _Options(num_classes, weights or inverse_norm(), with_gramian)
 
     def value_and_grad(
@@ -235,7 +239,7 @@ def pcn_value_and_grad(
         given = jax.tree.map(_on_device, (params, (inputs, labels), groups, *arrays))
         if path != "masked":
             try:
-                traced = tracing.trace(losses_fn, *given)
+                traced = tracing.trace(losses_fn, *given, freeze=path == "frozen")
             except NotProvenError as reason:
                 _masked_instead(reason, path)
             else:
@@ -254,6 +258,7 @@ def pcn_plan(
     weights: ClassWeights | StatefulClassWeights | None = None,
     has_aux: bool = False,
     with_gramian: bool = False,
+    path: Path | None = None,
 ) -> Callable[..., Plan]:
     """Says how `pcn_value_and_grad` would compute a direction, without computing it.
 
@@ -263,6 +268,7 @@ def pcn_plan(
       weights: As there; those with a state look at the halves of the classes.
       has_aux: As there.
       with_gramian: As there.
+      path: As there; where it is not possible, the plan says why it is the masked one.
 
     Returns:
       A function of `(params, inputs, labels, *args, **kwargs)`, arrays or their shapes,
@@ -291,7 +297,7 @@ def pcn_plan(
         losses_fn = _grouped(of_arrays(loss_fn, fixed), has_aux)
         try:
             given = params, (inputs, groups), groups, *arrays
-            traced = tracing.trace(losses_fn, *given)
+            traced = tracing.trace(losses_fn, *given, freeze=path == "frozen")
         except NotProvenError as reason:
             return Plan("masked", str(reason), ())
         choices = gradients.choices_of(
@@ -306,7 +312,7 @@ def pcn_plan(
             for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]
         ]
         return Plan(
-            "fused",
+            "fused" if traced.statistics is None else "frozen",
             "",
             tuple(
                 (", ".join(names[k] for k in used), str(choice))
@@ -315,6 +321,14 @@ def pcn_plan(
         )
 
     return plan
+
+
+def _check_path(path: str | None) -> None:
+    if path not in (None, *get_args(Path)):
+        raise ValueError(
+            f"path must be {', '.join(map(repr, get_args(Path)))} or None, got "
+            f"{path!r}."
+        )
 
 
 def _on_device(x: Any) -> Any:
@@ -388,14 +402,17 @@ def _grouped(loss_fn: LossFn, has_aux: bool) -> LossFn:
 
 
 def _masked_instead(reason: NotProvenError, path: Path | None) -> None:
-    if path == "fused":
+    if path is not None:
         raise ValueError(
-            f"The fused path is not proven to be right here: {reason}. Use "
+            f"The {path} path is not proven to be right here: {reason}. Use "
             "path='masked', which always is."
         )
+    other = ""
+    if isinstance(reason, StatisticError):
+        other = " path='frozen' holds that fixed while it takes norms, and is faster."
     warnings.warn(
         "pcn_value_and_grad makes all class gradients, which is slow: "
-        f"{reason}. Pass path='masked' if that is what you want.",
+        f"{reason}. Pass path='masked' if that is what you want.{other}",
         stacklevel=4,  # behind value_and_grad and auto_sharded
     )
 

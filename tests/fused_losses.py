@@ -341,50 +341,11 @@ CASES = {
 }
 
 
-def batch_statistics(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
-    return mlp(params, x - x.mean(axis=0, keepdims=True), y)
-
-
-def contrastive(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
-    hidden = dense(x, params["one"])
-    return cross_entropy(hidden @ hidden.T, y)
-
-
-def neighbours(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
-    return mlp(params, x + jnp.roll(x, 1, axis=0), y)
-
-
-def reversed_batch(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
-    return mlp(params, x + x[::-1], y)
-
-
-def sorted_batch(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
-    return mlp(params, jnp.sort(x, axis=0), y)
-
-
-def running_sum(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
-    return mlp(params, jnp.cumsum(x, axis=0), y)
-
-
-def looked_up(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
-    return mlp(params, x[y], y)
-
-
-def scanned(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
+def scanned(x: jax.Array) -> jax.Array:
     def step(total: jax.Array, now: jax.Array) -> tuple[jax.Array, jax.Array]:
         return total + now, total
 
-    return mlp(params, jax.lax.scan(step, jnp.zeros_like(x[0]), x)[1], y)
-
-
-def until_all_are_large(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
-    x = jax.lax.while_loop(lambda x: jnp.abs(x).min() < 1, lambda x: 2 * x, x)
-    return mlp(params, jax.lax.stop_gradient(x), y)
-
-
-def relative_loss(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
-    losses = mlp(params, x, y)
-    return losses / losses.sum()
+    return jax.lax.scan(step, jnp.zeros_like(x[0]), x)[1]
 
 
 @jax.custom_vjp
@@ -397,8 +358,62 @@ mixed_backwards.defvjp(
 )
 
 
-def custom_interaction(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
-    return cross_entropy(mixed_backwards(dense(x, params["one"]))[:, :NUM_CLASSES], y)
+def merged_axes(x: jax.Array) -> jax.Array:
+    """Independent, but not in a way that is followed."""
+    both = jnp.stack([x, 2 * x], axis=1).reshape(2 * len(x), -1)
+    return both.reshape(len(x), 2, -1).mean(axis=1)
+
+
+STATISTICS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "mean": lambda x: x - x.mean(axis=0, keepdims=True),
+    "mean and variance": lambda x: (
+        (x - x.mean(0, keepdims=True)) / (0.1 + x.std(0, keepdims=True))
+    ),
+    "largest": lambda x: x / (1 + jnp.abs(x).max()),
+    "covariance": lambda x: x @ (x.T @ x),
+    "weighted mean": lambda x: x - jnp.linspace(0, 1, len(x))[None] @ x,
+}
+"""Layers in which examples meet in values that all of them share."""
+
+MIXTURES: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "tiled": lambda x: jnp.tile(x, (2, 1))[1 : 1 + len(x)],
+    "taken apart": lambda x: x - jnp.unstack(x, axis=0)[0][None],
+    "contrastive": lambda x: jnp.tanh(x @ x.T) @ x,
+    "neighbours": lambda x: x + jnp.roll(x, 1, axis=0),
+    "mixup": lambda x: 0.7 * x + 0.3 * x[np.random.default_rng(0).permutation(len(x))],
+    "reversed": lambda x: x[::-1],
+    "sorted": lambda x: jnp.sort(x, axis=0),
+    "running sum": lambda x: jnp.cumsum(x, axis=0),
+    "looked up": lambda x: x[LABELS],
+    "scanned": scanned,
+    "backwards": mixed_backwards,
+    "merged axes": merged_axes,
+}
+"""Layers in which they meet otherwise."""
+
+
+def mixed_inputs(mixture: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """A loss with such a layer before all parameters."""
+
+    def loss(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
+        return mlp(params, mixture(x), y)
+
+    return loss
+
+
+def mixed_hidden(mixture: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """A loss with such a layer between its parameters."""
+
+    def loss(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
+        hidden = jnp.tanh(mixture(dense(x, params["one"])))
+        return cross_entropy(dense(hidden, params["two"]), y)
+
+    return loss
+
+
+def relative_loss(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
+    losses = mlp(params, x, y)
+    return losses / losses.sum()
 
 
 def complex_numbers(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
@@ -407,34 +422,8 @@ def complex_numbers(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
     return mlp(params, jnp.abs(x.astype(jnp.complex64) * scale), y)
 
 
-def repeated_batch(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
-    return mlp(params, jnp.tile(x, (2, 1))[1 : 1 + len(x)], y)
-
-
-def taken_apart(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
-    return mlp(params, x - jnp.unstack(x, axis=0)[0][None], y)
-
-
-def merged_axes(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
-    """Independent, but not in a way that is followed."""
-    hidden = jnp.stack([x, 2 * x], axis=1).reshape(2 * len(x), -1)
-    return mlp(params, hidden.reshape(len(x), 2, -1).mean(axis=1), y)
-
-
-INTERACTING = [
-    batch_statistics,
-    complex_numbers,
-    repeated_batch,
-    taken_apart,
-    contrastive,
-    neighbours,
-    reversed_batch,
-    sorted_batch,
-    running_sum,
-    looked_up,
-    scanned,
-    until_all_are_large,
-    relative_loss,
-    custom_interaction,
-    merged_axes,
-]
+INTERACTING = {
+    **{name: mixed_hidden(x) for name, x in (STATISTICS | MIXTURES).items()},
+    "relative loss": relative_loss,
+    "complex numbers": complex_numbers,
+}

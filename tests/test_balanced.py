@@ -14,10 +14,13 @@ from fused_losses import (
     CASES,
     INTERACTING,
     LABELS,
+    MIXTURES,
     MLP,
     NUM_CLASSES,
+    STATISTICS,
     Case,
     in_float64,
+    mixed_inputs,
     mlp,
 )
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
@@ -484,16 +487,17 @@ class TestUse:
 class TestInteractions:
     """Never something else in silence."""
 
-    @pytest.mark.parametrize("loss", INTERACTING)
-    def test_are_refused_where_the_fused_path_is_asked_for(self, loss: Any) -> None:
+    @pytest.mark.parametrize("name", INTERACTING)
+    def test_are_refused_where_the_fused_path_is_asked_for(self, name: str) -> None:
         case = CASES["mlp"]
         with pytest.raises(ValueError, match="path='masked'"):
-            pcn_value_and_grad(loss, NUM_CLASSES, path="fused")(
+            pcn_value_and_grad(INTERACTING[name], NUM_CLASSES, path="fused")(
                 case.params, case.inputs, LABELS
             )
 
-    @pytest.mark.parametrize("loss", INTERACTING)
-    def test_take_the_masked_path_and_say_so(self, loss: Any) -> None:
+    @pytest.mark.parametrize("name", INTERACTING)
+    def test_take_the_masked_path_and_say_so(self, name: str) -> None:
+        loss = INTERACTING[name]
         case = CASES["mlp"]._replace(loss=loss)
         function = pcn_value_and_grad(loss, NUM_CLASSES)
         with pytest.warns(UserWarning, match="all class gradients") as warned:
@@ -506,6 +510,15 @@ class TestInteractions:
             function = pcn_value_and_grad(loss, NUM_CLASSES, path="masked")
             _, again = function(case.params, case.inputs, LABELS)
         assert_close(again, direction, atol=0)
+
+    @pytest.mark.parametrize("name", STATISTICS | MIXTURES)
+    def test_inputs_may_interact_before_all_parameters(self, name: str) -> None:
+        case = CASES["mlp"]._replace(loss=mixed_inputs((STATISTICS | MIXTURES)[name]))
+        labels = np.array([0, 2, 0, -1, 1, 0, 2], np.int32)
+        with jax.enable_x64(True):
+            case = Case(case.loss, *in_float64(tuple(case[1:])))
+            _, direction = fused(case, labels)
+            assert_close(direction, explicit(case, LINKS["norm"][0], labels)[2])
 
     def test_a_batch_that_is_one_index(self) -> None:
         numbers = jax.lax.GatherDimensionNumbers((), (0, 1), (0, 1))
@@ -640,7 +653,7 @@ class TestPlan:
 
     def test_says_why_it_is_the_masked_path(self) -> None:
         case = CASES["mlp"]
-        chosen = pcn_jax.pcn_plan(INTERACTING[0], NUM_CLASSES)(
+        chosen = pcn_jax.pcn_plan(INTERACTING["mean"], NUM_CLASSES)(
             case.params, case.inputs, LABELS
         )
         assert chosen.path == "masked"
@@ -656,7 +669,7 @@ class TestErrors:
             pcn_value_and_grad(mlp, number)
 
     def test_path(self) -> None:
-        with pytest.raises(ValueError, match="'fused', 'masked' or None, got 'fast'"):
+        with pytest.raises(ValueError, match="'frozen', 'masked' or None, got 'fast'"):
             pcn_value_and_grad(mlp, 2, path="fast")  # type: ignore[arg-type]
 
     def test_losses_that_were_averaged(self) -> None:

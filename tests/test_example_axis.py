@@ -113,7 +113,7 @@ TOGETHER: dict[str, Function] = {
 def axis_of(function: Function, x: jax.Array = X) -> Any:
     program = flatten(jax.make_jaxpr(function)(x))
     needed = needed_for(program, program.outputs)
-    return follow_examples(needed, [0])[program.outputs[0]]
+    return follow_examples(needed, [0]).axes[program.outputs[0]]
 
 
 @pytest.mark.parametrize("name", APART)

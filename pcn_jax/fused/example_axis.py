@@ -2,7 +2,9 @@
 
 Every value either has one axis that counts the examples, and then its slice for one
 example depends on no other, or it has none, and then it is the same for all of them. A
-primitive that mixes slices, or that is not known here, ends the proof.
+primitive that mixes slices, or that is not known here, ends the proof; but not where no
+parameter is behind them, as where inputs are mixed with each other. Statistics, such as
+the mean of a batch, may be let pass to be held fixed.
 """
 
 import math
@@ -28,31 +30,66 @@ class NotProvenError(Exception):
     """It could not be shown that the examples of the batch do not interact."""
 
 
-def follow_examples(program: Program, axes: Sequence[Axis]) -> dict[Slot, Axis]:
+class StatisticError(NotProvenError):
+    """They interact in a value that all of them share, such as a mean."""
+
+
+class Followed(NamedTuple):
+    """What became of the examples.
+
+    Attributes:
+      axes: The axis of every slot. Where a value without one meets examples and is as
+        long as the batch, its slices belong to the examples, as those of a dropout mask
+        do.
+      statistics: Slots of what is taken over all examples and depends on parameters.
+    """
+
+    axes: dict[Slot, Axis]
+    statistics: list[Slot]
+
+
+def follow_examples(
+    program: Program,
+    axes: Sequence[Axis],
+    depends: set[Slot] | None = None,
+    *,
+    freeze: bool = False,
+) -> Followed:
     """Finds the axis that counts the examples, of every value of a program.
 
     Args:
       program: A program without equations that its outputs do not need.
       axes: Axis of each of its inputs.
+      depends: The slots that depend on parameters; `None` for any. In the others
+        examples may meet as they like: whatever is in the place of an example is its
+        own, since no gradient goes through it to the others.
+      freeze: Whether they may also meet in statistics, because those are held fixed.
 
     Returns:
-      The axis of every slot. Where a value without one meets examples and is as long as
-      the batch, its slices belong to the examples, as those of a dropout mask do.
+      The axes, and the statistics.
 
     Raises:
       NotProvenError: At the first primitive that lets examples interact, or may do so.
     """
     known: dict[Slot, Axis] = dict.fromkeys(program.constants)
     known.update(zip(program.inputs, axes, strict=True))
+    statistics: list[Slot] = []
     for equation in program.equations:
         use = _use(equation, program, known)
         outputs: Sequence[Axis] = [None] * len(equation.outputs)
         if any(axis is not None for axis in use.axes):
-            # Axes of NumPy, as of a permutation, are none for jax.vmap.
-            found = _rule(equation)(use)
-            outputs = [None if axis is None else int(axis) for axis in found]
+            try:
+                # Axes of NumPy, as of a permutation, are none for jax.vmap.
+                outputs = [x if x is None else int(x) for x in _rule(equation)(use)]
+            except NotProvenError as reason:
+                if depends is not None and depends.isdisjoint(equation.outputs):
+                    outputs = _as_they_lie(use)
+                elif freeze and isinstance(reason, StatisticError):
+                    statistics += equation.outputs
+                else:
+                    raise
         known.update(zip(equation.outputs, outputs, strict=True))
-    return known
+    return Followed(known, statistics)
 
 
 class _Use(NamedTuple):
@@ -82,6 +119,19 @@ def _use(equation: Equation, program: Program, known: dict[Slot, Axis]) -> _Use:
     )
 
 
+def _as_they_lie(use: _Use) -> Sequence[Axis]:
+    """Each result has the axis of an operand, if it is as long there as the batch."""
+    places = [
+        (axis, shape[axis])
+        for axis, shape in zip(use.axes, use.shapes, strict=True)
+        if axis is not None
+    ]
+    return [
+        next((a for a, size in places if result[a : a + 1] == (size,)), None)
+        for result in use.results
+    ]
+
+
 Rule = Callable[[_Use], Sequence[Axis]]
 """From a primitive in use to the axis of each of its results."""
 
@@ -104,8 +154,15 @@ def _common(axes: Iterable[Axis]) -> int:
     return found.pop()
 
 
+_INTERACT = "examples of the batch interact: "
+
+
 def _mixes(what: str) -> NotProvenError:
-    return NotProvenError(f"examples of the batch interact: {what}")
+    return NotProvenError(_INTERACT + what)
+
+
+def _statistic(what: str) -> StatisticError:
+    return StatisticError(_INTERACT + what)
 
 
 def _elementwise(use: _Use) -> Sequence[Axis]:
@@ -131,7 +188,7 @@ def _along(name: str) -> Rule:
 def _reduce(use: _Use) -> Sequence[Axis]:
     axes = use.params["axes"]
     if use.axis in axes:
-        raise _mixes("something is taken over all of them, such as a mean")
+        raise _statistic("something is taken over all of them, such as a mean")
     return [use.axis - sum(gone < use.axis for gone in axes)] * len(use.results)
 
 
@@ -249,12 +306,14 @@ def _dot_general(use: _Use) -> Sequence[Axis]:
     lhs, rhs = use.axes
     if lhs is not None and rhs is not None:
         pairs = list(zip(*batched, strict=True))
+        if (lhs, rhs) in zip(*contracted, strict=True):
+            raise _statistic("a sum of products is taken over them")
         if (lhs, rhs) not in pairs:
             raise _mixes("products are taken between them")
         return [pairs.index((lhs, rhs))]
     side = 0 if rhs is None else 1
     if use.axis in contracted[side]:
-        raise _mixes("a sum of products is taken over them")
+        raise _statistic("a sum of products is taken over them")
     if use.axis in batched[side]:
         return [list(batched[side]).index(use.axis)]
     free = [
@@ -315,7 +374,10 @@ def _custom_derivative(use: _Use) -> Sequence[Axis]:
 
 
 def _follow_inner(program: Program, axes: Sequence[Axis]) -> list[Axis]:
-    known = follow_examples(needed_for(program, program.outputs), axes)
+    try:
+        known = follow_examples(needed_for(program, program.outputs), axes).axes
+    except StatisticError as reason:  # of this part of the program alone
+        raise NotProvenError(str(reason)) from None
     return [known[slot] for slot in program.outputs]
 
 

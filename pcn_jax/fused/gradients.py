@@ -6,7 +6,7 @@
    site (see `strategies`).
 3. Scaling the loss of an example scales its cotangents, so with the class weights known
    the weighted gradient needs no second pass: only the weight gradients that a plain
-   step takes, once.
+   step takes, once. Where statistics were held fixed, it takes a whole pass.
 """
 
 import functools
@@ -29,7 +29,7 @@ from pcn_jax.fused.sites import (
     masked_gradients,
     weight_gradients,
 )
-from pcn_jax.fused.tracing import Traced, pull_back_to_params, tap
+from pcn_jax.fused.tracing import Traced, pull_back_to_params, tap, weighted_gradient
 from pcn_jax.precision import at_least_float32, wide_dot
 
 _MANY_NUMBERS = 2**17
@@ -96,7 +96,7 @@ def measure(
     Returns:
       What was measured.
     """
-    given = jax.tree.leaves((params, inputs, labels, *args))
+    given = traced.arguments(params, inputs, labels, *args)
     losses, aux, taps = tap(traced, given, seeds)
     scale = _scale_of_rows(traced.sites, taps, layout)
     weights = layout.to_examples(1 / scale)
@@ -133,6 +133,9 @@ def measure(
 
     def add_up(row_weights: jax.Array) -> chex.ArrayTree:
         scaled, each = row_weights * scale, layout.to_examples(row_weights)
+        if traced.statistics is not None:
+            each *= seeds / jnp.maximum(seeds.sum(), 1)
+            return weighted_gradient(traced, each, params, inputs, labels, *args)
         sums = {slot: _weighted_sum(scaled, x) for slot, x in of_rows.items()}
         sums |= {slot: _weighted_sum(each, x) for slot, x in of_examples.items()}
         for site, taken, _ in ways["pairs"] + ways["stream"] + ways["lookup"]:

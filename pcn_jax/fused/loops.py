@@ -76,7 +76,8 @@ def open_loops(program: Program, axes: dict[Slot, Axis], depends: set[Slot]) -> 
     for equation in program.equations:
         loop = None
         is_known = axes.keys() >= {*equation.outputs}
-        if equation.primitive == "scan" and is_known and equation.params["length"]:
+        matters = is_known and not depends.isdisjoint(equation.outputs)
+        if equation.primitive == "scan" and matters and equation.params["length"]:
             loop = _look_into(equation, program, axes, depends)
         if loop is None:
             opened.program.equations.append(equation)
@@ -116,7 +117,7 @@ def _look_into(
     """Takes a loop apart, or finds that it has to stay whole."""
     scan = follow_scan(equation, program, axes)
     body = needed_for(scan.body, scan.body.outputs)
-    known = follow_examples(body, scan.axes)
+    known = follow_examples(body, scan.axes).axes
     inside = _dependent_in_any_step(
         {
             inner

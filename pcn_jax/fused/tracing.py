@@ -28,18 +28,31 @@ class Traced(NamedTuple):
     """A loss function, understood.
 
     Attributes:
+      losses_fn: The function.
       program: All of it, with what only the auxiliary output needs.
       sites: Where parameters meet examples.
       in_place: Slots of parameters whose gradient has the norm of a parameter's.
       params: Slots of the parameters.
       aux: Structure of the auxiliary output.
+      statistics: What computes the last arguments of `program`, in which examples meet,
+        from the others; `None` if they meet nowhere.
     """
 
+    losses_fn: Callable[..., tuple[jax.Array, Any]]
     program: Program
     sites: list[Site]
     in_place: set[Slot]
     params: list[Slot]
     aux: Any
+    statistics: Program | None
+
+    def arguments(self, *given: Any) -> list[Any]:
+        """The arguments of `program`, flat, from those of the loss function."""
+        flat = jax.tree.leaves(given)
+        if self.statistics is None:
+            return flat
+        values = evaluate(self.statistics, flat)
+        return [*flat, *(values[slot] for slot in self.statistics.outputs)]
 
 
 def trace(
@@ -48,6 +61,7 @@ def trace(
     inputs: Any,
     labels: jax.Array,
     *args: Any,
+    freeze: bool = False,
 ) -> Traced:
     """Traces a loss function and proves that examples do not interact in it.
 
@@ -57,6 +71,8 @@ def trace(
       inputs: Arrays `[B, ...]`.
       labels: Integers `[B]`.
       *args: What else it takes.
+      freeze: Whether examples may meet in statistics: those become arguments, and so
+        have no derivative.
 
     Returns:
       What it is made of.
@@ -76,11 +92,20 @@ def trace(
         *[0] * len(counted),
         *[None] * (len(program.inputs) - number - len(counted)),
     ]
-    of_losses = _of_losses(program)
-    known = follow_examples(of_losses, axes)
+    slots = program.inputs[:number]
+    known, found = follow_examples(
+        _of_losses(program),
+        axes,
+        dependent_on(_of_losses(program), slots),
+        freeze=freeze,
+    )
     if known[program.outputs[0]] != 0:
         raise NotProvenError("the losses do not depend on the examples")
-    slots = program.inputs[:number]
+    statistics = None
+    if found:
+        statistics = needed_for(program, found)._replace(outputs=found)
+        program = _given(program, found)
+    of_losses = _of_losses(program)
     depends = dependent_on(of_losses, slots)
     if any(
         jnp.issubdtype(program.types[x].dtype, jnp.complexfloating) for x in depends
@@ -90,21 +115,29 @@ def trace(
     program = opened.program
     of_losses = _of_losses(program)
     others = [x for x in of_losses.equations if x.outputs not in opened.loops]
-    found = functools.partial(find_sites, axes=opened.axes, depends=opened.depends)
+    sites_of = functools.partial(find_sites, axes=opened.axes, depends=opened.depends)
     sites = [
-        *found(of_losses._replace(equations=others)),
-        *found(of_losses._replace(equations=opened.inside)),
+        *sites_of(of_losses._replace(equations=others)),
+        *sites_of(of_losses._replace(equations=opened.inside)),
     ]
     if not sites:
         raise NotProvenError("no parameter meets an example")
     uses = itertools.chain.from_iterable(site.params for site in sites)
     return Traced(
+        losses_fn,
         program,
         sites,
         measured_in_place(of_losses, slots, set(uses)),
         slots,
         jax.tree.structure(shapes[1]),
+        statistics,
     )
+
+
+def _given(program: Program, slots: list[Slot]) -> Program:
+    """The same with some of its values as further arguments."""
+    others = [x for x in program.equations if not set(slots).intersection(x.outputs)]
+    return program._replace(equations=others, inputs=[*program.inputs, *slots])
 
 
 def _of_losses(program: Program) -> Program:
@@ -120,7 +153,7 @@ def tap(
 
     Args:
       traced: The loss function.
-      given: Its arguments, flat.
+      given: What `arguments` returns.
       seeds: Weights of the examples' losses in their mean, `[B]`.
 
     Returns:
@@ -169,7 +202,7 @@ def pull_back_to_params(
 
     Args:
       traced: The loss function.
-      given: Its arguments, flat.
+      given: What `arguments` returns.
       grads: Gradients, by the slots of the values.
 
     Returns:
@@ -187,6 +220,25 @@ def pull_back_to_params(
         {slot: grad.astype(expected[slot].dtype) for slot, grad in grads.items()}
     )
     return list(by_params)
+
+
+def weighted_gradient(
+    traced: Traced, weights: jax.Array, params: chex.ArrayTree, *given: Any
+) -> chex.ArrayTree:
+    """Gradient of a weighted mean of the losses, in a pass of its own.
+
+    Args:
+      traced: The loss function.
+      weights: Of the examples' losses, `[B]`; zero for padding.
+      params: Its parameters.
+      *given: Its other arguments.
+
+    Returns:
+      A pytree like `params`; nothing in the loss function is held fixed.
+    """
+    losses, pullback = jax.vjp(lambda x: traced.losses_fn(x, *given)[0], params)
+    (gradient,) = pullback(weights.astype(losses.dtype))
+    return gradient
 
 
 def params_of(traced: Traced) -> list[list[int]]:
