@@ -520,6 +520,16 @@ class TestInteractions:
             _, direction = fused(case, labels)
             assert_close(direction, explicit(case, LINKS["norm"][0], labels)[2])
 
+    def test_losses_may_be_weighted_by_the_counts_of_the_batch(self) -> None:
+        def loss(params: Any, x: Any, y: jax.Array) -> jax.Array:
+            counts = jnp.bincount(y, length=NUM_CLASSES).astype(x.dtype)
+            return mlp(params, x, y) / counts[y]
+
+        case = CASES["mlp"]._replace(loss=loss)
+        expected = explicit(case, LINKS["clipping"][0])[2]
+        direction = fused(case, weights=LINKS["clipping"][1])[1]
+        assert_close(direction, expected, atol=1e-6)
+
     def test_a_batch_that_is_one_index(self) -> None:
         numbers = jax.lax.GatherDimensionNumbers((), (0, 1), (0, 1))
 

@@ -11,7 +11,7 @@ import optax
 import pytest
 
 import pcn_jax
-from benchmarks import accelerator
+from benchmarks import accelerator, batch_norm_report
 from benchmarks.accelerator_report import page
 from benchmarks.cases import Case, Net, cases, least
 from benchmarks.report import draw
@@ -45,6 +45,12 @@ def test_the_labels_of_a_case(labels: str) -> None:
     else:
         assert counts[0] > 350
         assert 0 < counts[-1] < 20
+
+
+def test_the_page_on_batch_normalisation_is_made_from_the_results() -> None:
+    results = json.loads((DOCS / "batch_norm.json").read_text(encoding="utf-8"))
+    written = (DOCS / "batch_norm.md").read_text(encoding="utf-8")
+    assert batch_norm_report.page(results) == written
 
 
 class TestAccelerator:
