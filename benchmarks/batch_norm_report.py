@@ -26,7 +26,7 @@ weights from these norms.
 
 ## What it costs
 
-One gradient of {batch} random images of 32 x 32. *Ratio*: the median over {repeats}
+One gradient of {batch} random images. *Ratio*: the median over {repeats}
 rounds of its time over that of the plain gradient of the mean loss in the same round,
 with the 10 % and 90 % quantiles; of two calls in a row the second counted.
 
@@ -64,13 +64,13 @@ def page(results: dict[str, dict[str, Any]]) -> str:
       Markdown.
     """
     times, norms, recalls = [], [], []
-    for number, found in results["times"].items():
+    for name, found in results["times"].items():
         plain = np.array(found[NO_BALANCE]["ms"])
         for path in (NO_BALANCE, *PATHS):
             if path in found:
                 ms, compile_time = np.array(found[path]["ms"]), found[path]["compile"]
                 ratio = _spread(ms / plain, 2, (0.1, 0.5, 0.9))
-                row = [number, path, f"{np.median(ms):.0f}", ratio]
+                row = [name, path, f"{np.median(ms):.0f}", ratio]
                 times.append([*row, f"{compile_time:.0f}"])
     for name, found in results["norms"].items():
         columns = ("too_long", 2), ("uneven", 2), ("cosine", 3)
@@ -84,7 +84,7 @@ def page(results: dict[str, dict[str, Any]]) -> str:
                 [name, path, str(found[path]["rate"]), _interval(each), over]
             )
     every = [found for part in results.values() for found in part.values()]
-    (steps,) = {found["steps"] for found in every}
+    (steps,) = {found["steps"] for found in results["recalls"].values()}
     return _TEXT.format(
         dates=" and ".join(sorted({found["date"] for found in every})),
         on=" and ".join(sorted({found["on"] for found in every})),
@@ -93,7 +93,7 @@ def page(results: dict[str, dict[str, Any]]) -> str:
         seeds=len(of_masked),
         repeats=len(plain),
         rates=", ".join(map(str, RATES)),
-        times=_table(["classes", "path", "ms", "ratio", "compile, s"], times),
+        times=_table(["images", "path", "ms", "ratio", "compile, s"], times),
         norms=_table(["set-up, batches", "too long", "uneven", "cosine"], norms),
         recalls=_table(
             ["set-up, batches", "path", "rate", "macro recall", "over masked"], recalls
