@@ -513,10 +513,21 @@ class TestInteractions:
 
     @pytest.mark.parametrize("name", STATISTICS | MIXTURES)
     def test_inputs_may_interact_before_all_parameters(self, name: str) -> None:
-        case = CASES["mlp"]._replace(loss=mixed_inputs((STATISTICS | MIXTURES)[name]))
+        case, loss = CASES["mlp"], mixed_inputs((STATISTICS | MIXTURES)[name])
+        plan = pcn_jax.pcn_plan(loss, NUM_CLASSES)
+        assert plan(case.params, case.inputs, LABELS).path == "fused"
+
+    def test_inputs_that_interact_in_every_way_one_after_the_other(self) -> None:
+        def mixture(x: jax.Array) -> jax.Array:
+            for layer in (STATISTICS | MIXTURES).values():
+                x = jnp.tanh(layer(x))
+            return x
+
         labels = np.array([0, 2, 0, -1, 1, 0, 2], np.int32)
         with jax.enable_x64(True):
-            case = Case(case.loss, *in_float64(tuple(case[1:])))
+            given = in_float64(tuple(CASES["mlp"][1:]))
+            case = Case(mixed_inputs(mixture), *given)
+            assert jnp.std(mixture(case.inputs), axis=0).min() > 1e-3
             _, direction = fused(case, labels)
             assert_close(direction, explicit(case, LINKS["norm"][0], labels)[2])
 
