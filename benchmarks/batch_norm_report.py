@@ -26,9 +26,9 @@ weights from these norms.
 
 ## What it costs
 
-One gradient of {batch} random images. *Ratio*: the median over {repeats} rounds of its
-time over that of the plain gradient of the mean loss (*none*) in the same round, with the
-10 % and 90 % quantiles; of two calls in a row the second counted.
+One gradient of {batch} random images. *Ratio*: the median over {repeats} rounds of
+its time over that of the plain gradient of the mean loss (*none*) in the same round,
+with the 10 % and 90 % quantiles; of two calls in a row the second counted.
 
 {times}
 
@@ -45,10 +45,10 @@ extremes.
 
 ## What becomes of it
 
-Test macro recall after {steps} steps, the mean over {seeds} seeds with its 95 % interval
-(Student's t), and the same of the paired difference to the masked path. *masked* and
-*frozen* clip at 0.1. Learning rates were chosen among {rates} for each
-path, on validation data, with one other seed.
+Test macro recall after {steps} steps, the mean over {seeds} seeds with its 95 %
+interval (Student's t), and the same of the paired difference to the masked path.
+*masked* and *frozen* clip at 0.1. Learning rates were chosen among
+{rates} for each path, on validation data, with one other seed.
 
 {recalls}
 """
