@@ -10,7 +10,7 @@ from pcn_jax.balanced import Path
 
 PATHS: tuple[Path, ...] = ("masked", "frozen")
 NO_BALANCE = "none"
-RATES = 0.01, 0.03, 0.1, 0.3
+RATES = 0.03, 0.1, 0.3, 1.0
 """Learning rates that are searched."""
 BATCH = 64
 """Images in a batch whose gradient is timed."""
