@@ -28,7 +28,8 @@ weights from these norms.
 
 One gradient of {batch} random images. *Ratio*: the median over {repeats} rounds of
 its time over that of the plain gradient of the mean loss (*none*) in the same round,
-with the 10 % and 90 % quantiles; of two calls in a row the second counted.
+with the 10 % and 90 % quantiles; of two calls in a row the second counted. The three
+settings of malloc were [those advised](../balanced_gradient.md).
 
 {times}
 

@@ -268,7 +268,7 @@ def pcn_plan(
       weights: As there; those with a state look at the halves of the classes.
       has_aux: As there.
       with_gramian: As there.
-      path: As there; where it is not possible, the plan says why it is the masked one.
+      path: As there, but none is refused: the plan says why it is the masked one.
 
     Returns:
       A function of `(params, inputs, labels, *args, **kwargs)`, arrays or their shapes,
@@ -285,6 +285,7 @@ def pcn_plan(
     """
     check_num_classes(num_classes)
     check_rule(weights)
+    _check_path(path)
     options = _Options(num_classes, weights or inverse_norm(), with_gramian)
 
     def plan(
@@ -293,6 +294,8 @@ def pcn_plan(
         check_params(params)
         groups = jax.eval_shape(lambda labels: check_labels(labels, ndim=1), labels)
         check_inputs(inputs, len(groups))
+        if path == "masked":
+            return Plan("masked", "it was asked for", ())
         fixed, arrays = take_out_arrays(args, kwargs)
         losses_fn = _grouped(of_arrays(loss_fn, fixed), has_aux)
         try:

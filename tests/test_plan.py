@@ -1,0 +1,127 @@
+"""What is said of the way that is taken."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from fused_losses import CASES, INTERACTING, LABELS, NUM_CLASSES
+
+import pcn_jax
+from pcn_jax.fused import plan
+
+
+def test_names_each_use_of_a_parameter() -> None:
+    case = CASES["attention"]
+    chosen = pcn_jax.pcn_plan(case.loss, NUM_CLASSES)(case.params, case.inputs, LABELS)
+    ways = dict(chosen.ways)
+    assert ways["['table']"] == "lookup"
+    assert ways["['scale']"] == "examples"
+    assert ways["['head']['kernel']"] == "pairs"
+    assert "['table']" in str(chosen)
+
+
+@pytest.mark.parametrize(
+    ("name", "ways"),
+    [
+        ("conv", {"rows", "pairs", "examples"}),
+        ("more weights than positions", {"pairs", "examples"}),
+        ("one matrix each", {"rows"}),
+        ("recurrent", {"rows", "pairs", "examples"}),
+        ("shared", {"masked", "pairs", "examples"}),
+    ],
+)
+def test_every_way_is_taken_somewhere(name: str, ways: set[str]) -> None:
+    case = CASES[name]
+    chosen = pcn_jax.pcn_plan(case.loss, NUM_CLASSES)(case.params, case.inputs, LABELS)
+    assert {way.split(",")[0] for _, way in chosen.ways} == ways
+
+
+@pytest.mark.parametrize(
+    ("size", "width", "num_classes", "way"),
+    [
+        (1024, 32, 2, "masked"),  # two narrow products are no slower than one
+        (1024, 32, 10, "rows, 64 at once"),
+        (1024, 512, 10, "pairs"),
+        (2, 32, 10, "pairs"),
+    ],
+)
+def test_of_a_dense_layer(size: int, width: int, num_classes: int, way: str) -> None:
+    def loss(w: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
+        return jnp.where(y == 0, jnp.square(x @ w).sum(axis=1), 0)
+
+    w, x = jnp.zeros((3072, width)), jnp.zeros((size, 3072))
+    chosen = pcn_jax.pcn_plan(loss, num_classes)(w, x, np.zeros(size, np.int32))
+    assert chosen.ways == (("", way),)
+
+
+@pytest.mark.parametrize(
+    ("num_classes", "way"),
+    [
+        (2, "rows, 2 at once"),
+        (10, "rows, 2 at once"),  # 1.20 plain gradients of an LSTM; 6: 1.28
+        (100, "pairs"),
+    ],
+)
+def test_of_a_layer_on_a_sequence(num_classes: int, way: str) -> None:
+    def loss(w: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
+        return jnp.where(y == 0, jnp.square(x @ w).sum(axis=(1, 2)), 0)
+
+    w, x = jnp.zeros((96, 512)), jnp.zeros((128, 32, 96))
+    chosen = pcn_jax.pcn_plan(loss, num_classes)(w, x, np.zeros(128, np.int32))
+    assert chosen.ways == (("", way),)
+
+
+@pytest.mark.parametrize(
+    ("channels", "side", "num_classes", "way"),
+    [
+        ((64, 64), 32, 2, "masked"),  # as on an H100: 1.15 against 1.53
+        ((64, 64), 32, 10, "rows, 64 at once"),
+        ((3, 32), 32, 2, "rows, 64 at once"),  # of few weights, all are cheap
+        ((64, 128), 8, 4, "rows, 64 at once"),  # small: a CNN, 1.9 against 1.2
+        ((512, 512), 4, 10, "pairs"),
+    ],
+)
+def test_of_a_convolution_on_an_accelerator(
+    channels: tuple[int, int],
+    side: int,
+    num_classes: int,
+    way: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(plan, "is_cpu", lambda: False)
+
+    def loss(w: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
+        order = ("NHWC", "HWIO", "NHWC")
+        z = jax.lax.conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=order)
+        return jnp.where(y == 0, jnp.square(z).sum(axis=(1, 2, 3)), 0)
+
+    w, x = jnp.zeros((3, 3, *channels)), jnp.zeros((64, side, side, channels[0]))
+    chosen = pcn_jax.pcn_plan(loss, num_classes)(w, x, np.zeros(64, np.int32))
+    assert chosen.ways == (("", way),)
+
+
+def test_says_why_it_is_the_masked_path() -> None:
+    case = CASES["mlp"]
+    chosen = pcn_jax.pcn_plan(INTERACTING["mean"], NUM_CLASSES)(
+        case.params, case.inputs, LABELS
+    )
+    assert chosen.path == "masked"
+    assert "mean" in str(chosen)
+
+
+@pytest.mark.parametrize(
+    ("path", "taken"), [(None, "fused"), ("frozen", "fused"), ("masked", "masked")]
+)
+def test_says_what_was_asked_for(path: Any, taken: str) -> None:
+    case = CASES["mlp"]
+    chosen = pcn_jax.pcn_plan(case.loss, NUM_CLASSES, path=path)(
+        case.params, case.inputs, LABELS
+    )
+    assert chosen.path == taken
+
+
+def test_a_path_that_is_not_there() -> None:
+    with pytest.raises(ValueError, match="or None, got 'fast'"):
+        pcn_jax.pcn_plan(CASES["mlp"].loss, 2, path="fast")  # type: ignore[arg-type]
