@@ -185,16 +185,25 @@ class TestOptions:
             chosen.links(spy, 3)
         if chosen.weights is not None:
             chosen.weights(spy)
-        read |= {"reference_every"} if chosen.needs_reference else set()
+        if chosen.needs_reference:  # which no model with batch normalisation can have
+            read.add("reference_every")
+        elif chosen.weights is not None:
+            read.add("frozen_statistics")
         assert read == set(chosen.options)
 
     def test_all_else_is_heeded_by_every_one(self) -> None:
         of_some = {name for each in ALGORITHMS.values() for name in each.options}
         everything = {field.name for field in dataclasses.fields(TrainConfig)}
         for algorithm, chosen in ALGORITHMS.items():
-            heeded = TrainConfig(steps=7).heeded_by(algorithm)
+            config = TrainConfig(steps=7, frozen_statistics=True)
+            heeded = config.heeded_by(algorithm)
             assert set(heeded) == everything - of_some | set(chosen.options)
             assert heeded["steps"] == 7
+
+    def test_a_newer_one_that_is_off_leaves_older_runs_as_they_are(self) -> None:
+        for on in (False, True):
+            heeded = TrainConfig(frozen_statistics=on).heeded_by("pcnsgd")
+            assert ("frozen_statistics" in heeded) == on
 
 
 class TestAngleStepSize:
@@ -255,6 +264,10 @@ class TestRefusals:
             ({"max_norm": -1.0}, "max_norm must be 0 or more, got -1.0"),
             ({"min_alignment": 0.0}, r"min_alignment must be in .* 1\], got 0.0"),
             ({"min_alignment": 1.5}, r"min_alignment must be in .* 1\], got 1.5"),
+            (
+                {"frozen_statistics": True, "class_momentum": 0.9},
+                "class_momentum takes class gradients, and frozen_statistics makes no",
+            ),
         ],
     )
     def test_run(self, options: dict[str, Any], message: str) -> None:

@@ -149,6 +149,25 @@ class TestBatchNorm:
         losses = [evaluate(on, end)["loss"].mean() for end in ends]
         assert losses[1] < 0.9 * losses[0]
 
+    @pytest.mark.parametrize("algorithm", ["pcnsgd+o", "pcnsgd+split"])
+    def test_trains_with_frozen_statistics(self, algorithm: AlgorithmName) -> None:
+        """Norms are others, and so is the end; statistics are those of the batch."""
+        on, options = problem("python", BatchNormNet()), {"frozen_statistics": True}
+        first, exact = (trainer(algorithm, on, steps=1, **o)(0) for o in (options, {}))
+        chex.assert_trees_all_close(first.model_state, exact.model_state, rtol=1e-6)
+        assert difference(first.params, exact.params) > 1e-3
+        ends = [trainer(algorithm, on, steps=s, **options)(0) for s in (0, 30)]
+        losses = [evaluate(on, end)["loss"].mean() for end in ends]
+        assert losses[1] < 0.9 * losses[0]
+
+    def test_frozen_statistics_are_exact_without_norms(self) -> None:
+        on = problem("python", BatchNormNet())
+        frozen, exact = (
+            trainer("sgd+rw", on, frozen_statistics=choice)(0)
+            for choice in (True, False)
+        )
+        chex.assert_trees_all_close(frozen.params, exact.params, rtol=1e-4, atol=1e-6)
+
     def test_class_gradients_of_a_joint_pass_sum_to_the_gradient(self) -> None:
         on = problem("python", BatchNormNet())
         steps, train = steps_of("sgd+o", on), on.splits["train"]

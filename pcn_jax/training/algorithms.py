@@ -118,18 +118,19 @@ _SMOOTHED = (
         average=chosen.split_average,
     ),
 )
+_FROZEN = "frozen_statistics"
 
 ALGORITHMS: dict[AlgorithmName, Algorithm] = {
     "gd": Algorithm("GD", "full", None),
     "pcngd": Algorithm("PCNGD", "full", _pcngd, options=("angle_step_size",)),
     "sgd": Algorithm("SGD", "stratified", None),
     "sgd+o": Algorithm("SGD+O", "oversampled", None),
-    "sgd+rw": Algorithm("SGD+RW", "stratified", *_REWEIGHTED),
+    "sgd+rw": Algorithm("SGD+RW", "stratified", *_REWEIGHTED, options=(_FROZEN,)),
     "pcnsgd": Algorithm(
-        "PCNSGD", "stratified", *_NORMALISED, options=("class_momentum",)
+        "PCNSGD", "stratified", *_NORMALISED, options=(_FROZEN, "class_momentum")
     ),
     "pcnsgd+o": Algorithm(
-        "PCNSGD+O", "oversampled", *_NORMALISED, options=("class_momentum",)
+        "PCNSGD+O", "oversampled", *_NORMALISED, options=(_FROZEN, "class_momentum")
     ),
     "pcnsgd+r": Algorithm(
         "PCNSGD+R",
@@ -139,17 +140,17 @@ ALGORITHMS: dict[AlgorithmName, Algorithm] = {
         options=("min_alignment", "published_alignment", "reference_every"),
     ),
     "pcnsgd+clip": Algorithm(
-        "PCNSGD+clip", "stratified", *_CLIPPED, options=("max_norm",)
+        "PCNSGD+clip", "stratified", *_CLIPPED, options=(_FROZEN, "max_norm")
     ),
     "pcnsgd+o+clip": Algorithm(
-        "PCNSGD+O+clip", "oversampled", *_CLIPPED, options=("max_norm",)
+        "PCNSGD+O+clip", "oversampled", *_CLIPPED, options=(_FROZEN, "max_norm")
     ),
     "pcnsgd+split": Algorithm(
         "PCNSGD+split",
         "stratified",
         *_SMOOTHED,
         by_halves=True,
-        options=("min_norm", "decay", "min_split_alignment", "split_average"),
+        options=(_FROZEN, "min_norm", "decay", "min_split_alignment", "split_average"),
     ),
 }
 """The algorithms of the paper; class re-weighting (RW); per-class clipping (clip), also

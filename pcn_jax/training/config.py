@@ -126,6 +126,11 @@ class TrainConfig:
     explicit_class_gradients: bool = False
     """Make all class gradients and combine them in a chain: slower, the reference."""
 
+    frozen_statistics: bool = False
+    """With batch normalisation: hold its statistics fixed while norms are taken, which
+    is faster with many classes, and makes norms too long. sgd+rw has no norms: there it
+    is exact."""
+
     measurements_per_decade: int = 10
     """Measurements between one power of ten of steps and the next."""
 
@@ -148,9 +153,17 @@ class TrainConfig:
         _check("class_momentum", momentum, 0 <= momentum < 1, "in [0, 1)")
         in_range = 1e-6 <= self.min_alignment <= 1
         _check("min_alignment", self.min_alignment, in_range, "in [1e-6, 1]")
+        for name in _NEEDS_CLASS_GRADIENTS if self.frozen_statistics else ():
+            if getattr(self, name):
+                raise ValueError(
+                    f"{name} takes class gradients, and frozen_statistics makes none: "
+                    "remove one of them."
+                )
 
     def heeded_by(self, algorithm: AlgorithmName) -> dict[str, Any]:
         """What decides a run of an algorithm: all but the options of others.
+
+        Newer options are there only if they are on, so that older runs stay the same.
 
         Args:
           algorithm: The name of one of `ALGORITHMS`.
@@ -164,8 +177,17 @@ class TrainConfig:
         """
         of_some = {name for other in ALGORITHMS.values() for name in other.options}
         ignored = of_some - set(ALGORITHMS[algorithm].options)
+        ignored |= {name for name in _NEWER if not getattr(self, name)}
         names = (field.name for field in fields(self))
         return {name: getattr(self, name) for name in names if name not in ignored}
+
+
+_NEWER = ("frozen_statistics",)
+_NEEDS_CLASS_GRADIENTS = (
+    "class_momentum",
+    "published_alignment",
+    "explicit_class_gradients",
+)
 
 
 def _check_choice(name: str, value: object, allowed: Any) -> None:

@@ -113,13 +113,18 @@ def make_steps(
     links = algorithm.links(config, problem.num_classes) if algorithm.links else []
     weights = algorithm.weights(config) if algorithm.weights else None
     # All data are taken in micro-batches, and state comes from interacting examples.
-    explicit = config.explicit_class_gradients or sampler is None or problem.has_state
+    interact = problem.has_state and not config.frozen_statistics
+    explicit = config.explicit_class_gradients or sampler is None or interact
     balanced = None
     if weights is not None and not explicit:
         links, balanced = (
             [],
             pcn_value_and_grad(
-                problem.losses, problem.num_classes, weights=weights, has_aux=True
+                problem.losses,
+                problem.num_classes,
+                weights=weights,
+                has_aux=True,
+                path="frozen" if config.frozen_statistics else None,
             ),
         )
     if algorithm.by_halves and sampler is None:
