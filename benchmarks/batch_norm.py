@@ -37,8 +37,9 @@ import pcn_jax
 from benchmarks.batch_norm_report import BATCH, NO_BALANCE, PATHS, RATES, page
 from benchmarks.gradients import write_whole
 from benchmarks.report import machine
+from benchmarks.training import random_images
 from pcn_jax import balanced
-from pcn_jax.data import SETUPS, Dataset, Split, load
+from pcn_jax.data import SETUPS, load
 from pcn_jax.models import ResNet32
 from pcn_jax.training import Problem
 
@@ -140,8 +141,8 @@ def _tasks(config: Config) -> Iterator[Task]:
 
 def _times(side: int, num_classes: int, config: Config) -> dict[str, Any]:
     """How long each call and each compilation took, of each path."""
-    data = _random_images(side, num_classes)
-    problem = Problem(data, ResNet32(num_classes, norm="batch"))
+    counts = tuple(len(range(k, BATCH, num_classes)) for k in range(num_classes))
+    problem = Problem(random_images(counts, side), ResNet32(num_classes, norm="batch"))
     params, state = problem.init(jax.random.key(0))
     given = params, *problem.splits["train"], state
     functions = {NO_BALANCE: jax.jit(_mean_gradient(problem))} | {
@@ -157,26 +158,11 @@ def _times(side: int, num_classes: int, config: Config) -> dict[str, Any]:
         taken[name] = {"compile": time.perf_counter() - start, "ms": []}
     for _ in range(config.repeats):
         for name, function in compiled.items():
-            _wait_for(function(*given))
+            jax.block_until_ready(function(*given))
             start = time.perf_counter()
-            _wait_for(function(*given))
+            jax.block_until_ready(function(*given))
             taken[name]["ms"].append(1000 * (time.perf_counter() - start))
     return taken
-
-
-def _wait_for(results: Any) -> None:
-    for result in jax.tree.leaves(results):
-        result.block_until_ready()
-
-
-def _random_images(side: int, num_classes: int) -> Dataset:
-    random = np.random.default_rng(0)
-    labels = (np.arange(BATCH) % num_classes).astype(np.int32)
-    images = random.integers(0, 256, (BATCH, side, side, 3), dtype=np.uint8)
-    split = Split(images, labels)
-    names = tuple(map(str, range(num_classes)))
-    mean, std = np.full(3, 128, np.float32), np.full(3, 74, np.float32)
-    return Dataset("random images", split, split, split, names, mean, std)
 
 
 def _losses(problem: Problem) -> Callable[..., tuple[jax.Array, Any]]:

@@ -3,8 +3,8 @@
     python -m benchmarks.training     # twenty minutes
 
 A step draws its batch, gathers and normalises it, takes the gradient and updates the
-parameters. Pixels are random, class counts those of
-the set-ups: neither the time nor the memory of a step depends on what the images show.
+parameters. Pixels are random, class counts those of the set-ups: neither the time nor
+the memory of a step depends on what the images show.
 """
 
 import os
@@ -124,7 +124,7 @@ def main() -> None:
 
 
 def _measure(case: Case, repeats: int) -> list[list[Any]]:
-    problem = Problem(_random_images(case.counts), case.model)
+    problem = Problem(random_images(case.counts), case.model)
     config = TrainConfig(steps=case.steps, batch_size=case.batch_size)
     runs: dict[str, Callable[..., TrainState]] = {
         ALGORITHMS[name].label: make_train(
@@ -135,9 +135,9 @@ def _measure(case: Case, repeats: int) -> list[list[Any]]:
     times: dict[str, list[float]] = {label: [] for label in runs}
     for _ in range(1 + repeats):  # the first compiles
         for label, train in runs.items():
-            _wait_for(train(seed=0))
+            jax.block_until_ready(train(seed=0).params)
             start = time.perf_counter()
-            _wait_for(train(seed=0))
+            jax.block_until_ready(train(seed=0).params)
             elapsed = time.perf_counter() - start
             times[label].append(1000 * elapsed / case.steps)
     plain = np.array(times["SGD"][1:])
@@ -158,15 +158,19 @@ def _measure(case: Case, repeats: int) -> list[list[Any]]:
     return rows
 
 
-def _wait_for(state: TrainState) -> None:
-    for param in jax.tree.leaves(state.params):
-        param.block_until_ready()
+def random_images(counts: tuple[int, ...], side: int = 32) -> Dataset:
+    """Training data of so many examples a class, and ten of them for everything else.
 
+    Args:
+      counts: Examples of each class, `[C]`.
+      side: Height and width of the images.
 
-def _random_images(counts: tuple[int, ...]) -> Dataset:
+    Returns:
+      A data set whose pixels are noise.
+    """
     random = np.random.default_rng(0)
     labels = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
-    images = random.integers(0, 256, (len(labels), 32, 32, 3), dtype=np.uint8)
+    images = random.integers(0, 256, (len(labels), side, side, 3), dtype=np.uint8)
     train, few = Split(images, labels), Split(images[:10], labels[:10])
     names = tuple(map(str, range(len(counts))))
     mean, std = np.full(3, 128, np.float32), np.full(3, 74, np.float32)
