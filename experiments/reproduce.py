@@ -114,7 +114,7 @@ recalls of the classes.
 """
 _NOT_RUN = """## Not run
 
-- VGG16, and ResNet18 but with four methods in C8: they want an accelerator.
+- VGG16, and ResNet18 but with five methods in C8: they want an accelerator.
 - CIFAR-100; animals against vehicles, horse against deer and five classes but in C8,
   C11 and C12.
 - PCNSGD+R, GD and PCNGD on the ResNets, and PCNGD on animals against vehicles.
