@@ -37,7 +37,7 @@ import pcn_jax
 from benchmarks.batch_norm_report import BATCH, NO_BALANCE, PATHS, RATES, page
 from benchmarks.gradients import write_whole
 from benchmarks.report import machine
-from benchmarks.training import random_images
+from benchmarks.training import random_images, wait_for
 from pcn_jax import balanced
 from pcn_jax.data import SETUPS, load
 from pcn_jax.models import ResNet32
@@ -158,9 +158,9 @@ def _times(side: int, num_classes: int, config: Config) -> dict[str, Any]:
         taken[name] = {"compile": time.perf_counter() - start, "ms": []}
     for _ in range(config.repeats):
         for name, function in compiled.items():
-            jax.block_until_ready(function(*given))
+            wait_for(function(*given))
             start = time.perf_counter()
-            jax.block_until_ready(function(*given))
+            wait_for(function(*given))
             taken[name]["ms"].append(1000 * (time.perf_counter() - start))
     return taken
 
