@@ -30,7 +30,7 @@ RATIOS: dict[Size, tuple[int, ...]] = {
     "full": (1, 3, 7, 20, 50),
 }
 _BATCH = 128
-LONGER: dict[Size, dict[AlgorithmName, tuple[int, int]]] = {
+_LONGER: dict[Size, dict[AlgorithmName, tuple[int, int]]] = {
     "fast": {},
     "full": {
         "gd": (1500, 50),
@@ -110,7 +110,7 @@ def _notes(size: Size) -> str:
     longer = "".join(
         f", of {ALGORITHMS[name].label} {steps:,}"
         + (f" at {first} : 1" if first > 1 else "")
-        for name, (steps, first) in LONGER[size].items()
+        for name, (steps, first) in _LONGER[size].items()
     )
     return (
         f"{binary(size).train.steps:,} steps were run{longer}. In the first table: "
@@ -132,12 +132,14 @@ def _study(ratio: int, size: Size) -> Study:
     experiment = _at(base, ratio, RATES[size])
     study: Study = {}
     for name in COMPARED[size]:
-        of_name, (steps, first) = experiment, LONGER[size].get(name, (0, 0))
-        if steps and ratio >= first:
-            train = dataclasses.replace(experiment.train, steps=steps)
-            label = f"{experiment.name}/longer"
-            of_name = dataclasses.replace(experiment, name=label, train=train)
-        study |= collect(of_name, size, algorithms=[name], rates_of=base)
+        chosen, (steps, first) = experiment, _LONGER[size].get(name, (0, np.inf))
+        if ratio >= first:
+            chosen = dataclasses.replace(
+                experiment,
+                name=f"{experiment.name}/longer",
+                train=dataclasses.replace(experiment.train, steps=steps),
+            )
+        study |= collect(chosen, size, algorithms=[name], rates_of=base)
     return study
 
 
