@@ -146,7 +146,7 @@ def pcn_value_and_grad(
     A third one has to be asked for, and is for batch normalisation. The *frozen* path
     is the fused one with statistics, such as the mean of the batch, held fixed while
     norms are taken. So these are not quite `‖g_l‖`; the direction is `Σ_l w_l g_l` of
-    the true class gradients. It takes less than two plain gradients.
+    the true class gradients. It takes about two plain gradients.
 
     Args:
       loss_fn: `loss_fn(params, inputs, labels, *args, **kwargs)` returning losses
