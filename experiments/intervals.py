@@ -8,6 +8,18 @@ import numpy as np
 from scipy import stats
 
 
+class Comparison(NamedTuple):
+    """Whether a quantity lies on one side of a limit.
+
+    Attributes:
+      on_average: Whether its mean over seeds does.
+      surely: Whether its whole interval does.
+    """
+
+    on_average: bool
+    surely: bool
+
+
 class Interval(NamedTuple):
     """A mean over seeds and its 95 % interval, of Student's t.
 
@@ -22,6 +34,26 @@ class Interval(NamedTuple):
     mean: float
     low: float
     high: float
+
+    def is_above(self, limit: float) -> Comparison:
+        """Whether it lies above a limit.
+
+        Args:
+          limit: The limit.
+
+        Example:
+          >>> interval([0.1, 0.2, 0.6]).is_above(0.0)
+          Comparison(on_average=True, surely=False)
+        """
+        return Comparison(bool(self.mean > limit), bool(self.low > limit))
+
+    def is_below(self, limit: float) -> Comparison:
+        """Whether it lies below a limit.
+
+        Args:
+          limit: The limit.
+        """
+        return Comparison(bool(self.mean < limit), bool(self.high < limit))
 
     def __str__(self) -> str:
         """Three numbers in as many digits as say something."""

@@ -113,23 +113,20 @@ def binary(size: Size) -> Experiment:
     return SETUPS[BINARY[size]]
 
 
-def with_enough_seeds(
-    name: str, size: Size, *, ten_if_fast: bool = False
-) -> Experiment:
-    """A set-up, with ten seeds where that takes seconds.
+def with_enough_seeds(name: str, size: Size) -> Experiment:
+    """A set-up, with ten seeds if it is the one with two classes.
 
     Over five an interval is often as wide as the margins of the claims.
 
     Args:
       name: One of `SETUPS`.
-      size: Of the study. That with two classes has ten seeds.
-      ten_if_fast: Whether another has, too, in the fast study.
+      size: Of the study.
 
     Returns:
       The set-up.
     """
     setup = SETUPS[name]
-    if name == BINARY[size] or (ten_if_fast and size == "fast"):
+    if name == BINARY[size]:
         return dataclasses.replace(setup, seeds=tuple(range(10)))
     return setup
 

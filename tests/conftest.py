@@ -1,6 +1,7 @@
 """Strictness lives in the tests, not in the library."""
 
 import atexit
+import gc
 import os
 import shutil
 import tempfile
@@ -21,6 +22,9 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 
 import jax
 import pytest
+
+# Tracing makes many objects that stay: looking for others was a twelfth of the time.
+gc.set_threshold(100_000, 20, 100)
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -263,6 +263,20 @@ def test_a_check_fails_with_the_claims_that_do(
     assert "[ ] effect 1" in capsys.readouterr().out
 
 
+def test_a_fast_check_fails_where_an_effect_is_gone_or_reversed_on_average() -> None:
+    def more(*values: float) -> Effect:
+        return Effect.of("more", interval(values).is_above(0))
+
+    sure, likely, reversed_ = more(2, 2.1), more(-1, 2), more(1, -2)
+    assert sure.seen and not likely.seen and not reversed_.seen
+    assert [one.fails("fast") for one in (sure, likely, reversed_)] == [0, 0, 1]
+    assert [one.fails("full") for one in (sure, likely, reversed_)] == [0, 1, 1]
+    assert more(0, 0).fails("fast")
+    assert not reversed_._replace(asserted=False).fails("fast")
+    both = interval([-1, 2]).is_above(0), interval([2, 2.1]).is_below(0)
+    assert Effect.of("more of one and less of the other", *both).fails("fast")
+
+
 def test_a_claim_that_cannot_be_run_does_not_stop_the_others(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

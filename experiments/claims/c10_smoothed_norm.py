@@ -86,10 +86,10 @@ def find(size: Size) -> Finding:
         less = difference(losses["pcnsgd+split"], losses[name])
         scale = _MUCH if name == "pcnsgd+r" else 0
         effects.append(
-            Effect(
+            Effect.of(
                 f"Minority's training loss minus {ALGORITHMS[name].label}'s, two "
                 f"classes: {less}",
-                less.high < scale,
+                less.is_below(scale),
             )
         )
     for setup, study in studies.items():
@@ -97,10 +97,10 @@ def find(size: Size) -> Finding:
         best = max(recalls, key=lambda n: float(recalls[n].mean()))
         less = difference(recalls["pcnsgd+split"], recalls[best])
         effects.append(
-            Effect(
+            Effect.of(
                 f"{setup}: macro recall at the end minus that of the best, "
                 f"{ALGORITHMS[best].label}: {less}, at most {_MUCH} below",
-                less.low >= -_MUCH,
+                less.is_above(-_MUCH),
             )
         )
     rows = [
@@ -147,10 +147,10 @@ def _of_batches(rows: Sequence[Noise], seeds: Sequence[int]) -> list[Effect]:
         for name in ("split", "expected", "noisy")
     )
     return [
-        Effect(
+        Effect.of(
             "Squared norm of the gradient of 2 to 10 examples of the minority, over "
             f"the true one: {noisy}",
-            noisy.low > 1.1,
+            noisy.is_above(1.1),
         ),
         Effect(
             f"Product of two halves of them over the same: {split}, as drawn; its "
@@ -179,15 +179,16 @@ def _of_the_estimate(runs: Mapping[str, Curves]) -> list[Effect]:
         error = difference(estimated, true)
         better = difference(np.abs(estimated - true), 1 - true)
         effects += [
-            Effect(
+            Effect.of(
                 f"{setup}: distance from p of what the rule takes it to be minus that "
                 f"of 1, as which the norm of the batch takes it: {better}",
-                better.high < 0,
+                better.is_below(0),
             ),
-            Effect(
+            Effect.of(
                 f"{setup}, from step {_SETTLED} on: p of the minority is "
                 f"{true.mean():.2f}; what the rule takes it to be minus that: {error}",
-                max(abs(error.low), abs(error.high)) < _ERROR,
+                error.is_above(-_ERROR),
+                error.is_below(_ERROR),
                 asserted=False,
             ),
         ]

@@ -236,10 +236,10 @@ def _effects(setup: str, runs: _Runs) -> list[Effect]:
         if key in runs:
             less = difference(over(runs[key]), over(runs["", key[1]]))
             effects.append(
-                Effect(
+                Effect.of(
                     f"{setup}: macro recall {_OVER} of {_label(*key)} minus that of "
                     f"{_label('', key[1])}: {less}, at most {_MUCH} below",
-                    less.low >= -_MUCH,
+                    less.is_above(-_MUCH),
                 )
             )
     return effects
@@ -254,10 +254,10 @@ def _near_the_best(what: str, found: Mapping[_Key, np.ndarray], one: _Key) -> Ef
     others = [key for key in found if key != one]
     best = max(others, key=lambda key: float(found[key].mean()))
     less = difference(found[one], found[best])
-    return Effect(
+    return Effect.of(
         f"{what} of {_label(*one)} minus that of the best of {len(others)} others, "
         f"{_label(*best)}: {less}, at most {_MUCH} below",
-        less.low >= -_MUCH,
+        less.is_above(-_MUCH),
     )
 
 

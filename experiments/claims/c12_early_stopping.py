@@ -152,11 +152,12 @@ def _forgotten(study: Study) -> list[Effect]:
             for values in (rare_loss(curves), rare_recall(curves))
         )
         effects.append(
-            Effect(
+            Effect.of(
                 f"{_FORGETFUL}, {ALGORITHMS[name].label}: from the stop to the end the "
                 f"minority's test recall changes by {recall}, and so falls, and its "
                 f"training loss by {loss}, at most {_LOST} up",
-                recall.high < 0 and loss.high <= _LOST,
+                recall.is_below(0),
+                loss.is_below(_LOST),
             )
         )
     return effects
@@ -173,19 +174,19 @@ def _effects(setup: str, study: Study) -> list[Effect]:
         best = max(others, key=lambda name: float(found[name].mean()))
         less = difference(found[one], found[best])
         effects.append(
-            Effect(
+            Effect.of(
                 f"{setup}: macro recall of {ALGORITHMS[one].label} minus that of the "
                 f"best of {len(others)} others, {ALGORITHMS[best].label}: {less}, at "
                 f"most {_MUCH} below",
-                less.low >= -_MUCH,
+                less.is_above(-_MUCH),
             )
         )
     more = difference(found["pcnsgd+o+clip"], found["sgd"])
     effects.append(
-        Effect(
+        Effect.of(
             f"{setup}: macro recall of {ALGORITHMS['pcnsgd+o+clip'].label} minus that "
             f"of SGD: {more}, above",
-            more.low > 0,
+            more.is_above(0),
         )
     )
     return effects
@@ -201,10 +202,10 @@ def _on_average(studies: Mapping[str, Study]) -> Effect:
         for name in ("pcnsgd+o+clip", "sgd+rw")
     )
     more = difference(one, other)
-    return Effect(
+    return Effect.of(
         f"macro recall of {ALGORITHMS['pcnsgd+o+clip'].label} minus that of "
         f"{ALGORITHMS['sgd+rw'].label}, mean of {len(studies)} set-ups: {more}, above",
-        more.low > 0,
+        more.is_above(0),
     )
 
 

@@ -41,25 +41,29 @@ def find(size: Size) -> Finding:
         rise, fall = interval(depths[name]), interval(falls[name])
         label = ALGORITHMS[name].label
         effects += [
-            Effect(f"{label}: the minority's loss rises by {rise}", rise.low > 0),
-            Effect(f"{label}: its test recall falls by {fall} at first", fall.low > 0),
+            Effect.of(
+                f"{label}: the minority's loss rises by {rise}", rise.is_above(0)
+            ),
+            Effect.of(
+                f"{label}: its test recall falls by {fall} at first", fall.is_above(0)
+            ),
         ]
     rise, fall = interval(depths["pcngd"]), interval(falls["pcngd"])
     less = difference(depths["pcngd"], depths["gd"])
     fewer = difference(falls["pcngd"], falls["gd"])
     effects += [
-        Effect(
+        Effect.of(
             f"PCNGD: it rises by {rise}, not a tenth of what it does under GD",
-            rise.high < _TENTH * depths["gd"].mean(),
+            rise.is_below(_TENTH * depths["gd"].mean()),
         ),
-        Effect(f"PCNGD's rise minus GD's: {less}", less.high < 0),
-        Effect(
+        Effect.of(f"PCNGD's rise minus GD's: {less}", less.is_below(0)),
+        Effect.of(
             f"PCNGD: recall falls by {fall} at first, not a tenth of what it does "
             "under GD",
-            fall.high < _TENTH * falls["gd"].mean(),
+            fall.is_below(_TENTH * falls["gd"].mean()),
             asserted=False,
         ),
-        Effect(f"PCNGD's fall minus GD's: {fewer}", fewer.high < 0),
+        Effect.of(f"PCNGD's fall minus GD's: {fewer}", fewer.is_below(0)),
     ]
     rows = [
         [

@@ -147,15 +147,16 @@ def _effect(name: AlgorithmName, delays: Mapping[AlgorithmName, Delays]) -> Effe
     label = ALGORITHMS[name].label
     if name in ("gd", "sgd"):
         power, later = map(interval, delays[name][1:])
-        return Effect(
+        return Effect.of(
             f"{label}: steps until the minority is learned grow as the imbalance to "
             f"the power {power}, and from 3 : 1 on {later}",
-            power.low > 0 and later.low > 0,
+            power.is_above(0),
+            later.is_above(0),
         )
     other: AlgorithmName = "gd" if name == "pcngd" else "sgd"
     less = difference(delays[name].powers, delays[other].powers)
-    return Effect(
-        f"{label}: power minus {ALGORITHMS[other].label}'s {less}", less.high < 0
+    return Effect.of(
+        f"{label}: power minus {ALGORITHMS[other].label}'s {less}", less.is_below(0)
     )
 
 

@@ -41,7 +41,7 @@ def find(size: Size) -> Finding:
             f"PCNGD: share of steps that raise a class loss {of_pcngd}",
             of_pcngd.high == 0,
         ),
-        Effect(f"GD: {of_gd}", of_gd.low > 0),
+        Effect.of(f"GD: {of_gd}", of_gd.is_above(0)),
     ]
     rows = [
         [

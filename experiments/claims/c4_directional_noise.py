@@ -40,16 +40,16 @@ def find(size: Size) -> Finding:
         for steps in (STEPS[:-1], STEPS[-1:])
     }
     effects = [
-        Effect(
+        Effect.of(
             f"p of the minority minus that of the majority, in the batches of SGD "
             f"{less}",
-            less.high < 0,
+            less.is_below(0),
         ),
         *(
-            Effect(
+            Effect.of(
                 f"After {' and '.join(map(str, steps))} steps p is off its prediction "
                 f"by {error} on average over classes and batch sizes",
-                error.high < _TOLERANCE,
+                error.is_below(_TOLERANCE),
                 asserted=steps != STEPS[-1:],
             )
             for steps, error in errors.items()

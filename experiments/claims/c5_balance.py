@@ -49,10 +49,12 @@ def find(size: Size) -> Finding:
         less = difference(gaps[name], gaps["pcnsgd"])
         lower = difference(losses[name], losses["pcnsgd"])
         effects += [
-            Effect(f"{label}: gap in recall minus PCNSGD's {less}", less.high < 0),
-            Effect(
+            Effect.of(
+                f"{label}: gap in recall minus PCNSGD's {less}", less.is_below(0)
+            ),
+            Effect.of(
                 f"{label}: minority's training loss minus PCNSGD's {lower}",
-                lower.high < 0,
+                lower.is_below(0),
             ),
         ]
     over, alone = study["pcnsgd+o"], study["pcnsgd"]

@@ -45,10 +45,13 @@ def find(size: Size) -> Finding:
         at_step(over, macro_recall(over), earlier), macro_recall(sgd)[:, -1]
     )
     effects = [
-        Effect(
-            f"Rise of the minority's loss minus SGD's: {shallower}", shallower.high < 0
+        Effect.of(
+            f"Rise of the minority's loss minus SGD's: {shallower}",
+            shallower.is_below(0),
         ),
-        Effect(f"Minority recall over training minus SGD's: {more}", more.low > 0),
+        Effect.of(
+            f"Minority recall over training minus SGD's: {more}", more.is_above(0)
+        ),
     ]
     rows = [
         [

@@ -58,7 +58,7 @@ def find(size: Size) -> Finding:
     Returns:
       The finding.
     """
-    experiment = with_enough_seeds(MANY[size], size, ten_if_fast=True)
+    experiment = with_enough_seeds(MANY[size], size)
     target = experiment.target_recall
     study = collect(experiment, size, algorithms=COMPARED)
     steps = {name: steps_to(c, target, rare_recall(c)) for name, c in study.items()}
@@ -69,14 +69,14 @@ def find(size: Size) -> Finding:
         sooner = factor(steps[name], steps[baseline])
         better = difference(macro[name], macro[baseline])
         effects += [
-            Effect(
+            Effect.of(
                 f"{label}: steps to a minority recall of {target:g}, times {its}: "
                 f"{sooner}",
-                sooner.high < 1,
+                sooner.is_below(1),
             ),
-            Effect(
+            Effect.of(
                 f"{label}: macro recall at the end minus {its}: {better}",
-                better.low > 0,
+                better.is_above(0),
                 asserted=name in _SETTLING,
             ),
         ]

@@ -122,21 +122,21 @@ def _effects(net: str, study: Study) -> list[Effect]:
             rise = interval(drop_depth(study[descent]))
             label = ALGORITHMS[descent].label
             what = f"{net}: under {label} the minority's loss rises by {rise}"
-            effects.append(Effect(what, rise.low > 0))
+            effects.append(Effect.of(what, rise.is_above(0)))
     if "pcngd" in study:
         shallower = difference(drop_depth(study["pcngd"]), drop_depth(study["gd"]))
         what = f"{net}: rise of the minority's loss, PCNGD minus GD {shallower}"
-        effects.append(Effect(what, shallower.high < 0))
+        effects.append(Effect.of(what, shallower.is_below(0)))
     for name in ("pcnsgd+o", "pcnsgd+r", "pcnsgd+o+clip", "pcnsgd+split"):
         if name in study and "pcnsgd" in study:
             less, names = _less(study, name, "pcnsgd", rare_loss)
             what = f"{net}: minority's training loss, {names} {less}"
-            effects.append(Effect(what, less.high < 0))
+            effects.append(Effect.of(what, less.is_below(0)))
     for name in ("sgd+o", "sgd+rw"):
         if name in study:
             more, names = _less(study, name, "sgd", rare_recall)
             what = f"{net}: minority recall over training, {names} {more}"
-            effects.append(Effect(what, more.low > 0))
+            effects.append(Effect.of(what, more.is_above(0)))
     return effects
 
 

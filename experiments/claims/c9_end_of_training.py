@@ -72,19 +72,17 @@ def find(size: Size) -> Finding:
     """
     names = ["digits-lt", *(["digits-halves", BINARY[size]] if size == "full" else [])]
     studies = {
-        name: collect(
-            with_enough_seeds(name, size, ten_if_fast=True), size, algorithms=COMPARED
-        )
+        name: collect(with_enough_seeds(name, size), size, algorithms=COMPARED)
         for name in names
     }
     digits = studies["digits-lt"]
     late = {name: _late_loss(curves) for name, curves in digits.items()}
     worse = _worse(digits["pcnsgd"])
     effects = [
-        Effect(
+        Effect.of(
             "PCNSGD on digits-lt: largest class loss in the second half of training "
             f"less the least before {worse}",
-            worse.low > 0,
+            worse.is_above(0),
         )
     ]
     for name in SETTLING:
@@ -92,13 +90,13 @@ def find(size: Size) -> Finding:
         rise = interval(drop_depth(digits[name]))
         label = ALGORITHMS[name].label
         effects += [
-            Effect(
+            Effect.of(
                 f"{label}: the same largest loss, times PCNSGD's {times}",
-                times.high < 1,
+                times.is_below(1),
             ),
-            Effect(
+            Effect.of(
                 f"{label}: the minority's loss rises by {rise} first",
-                rise.high < _TENTH,
+                rise.is_below(_TENTH),
             ),
         ]
     rows = [

@@ -1,9 +1,11 @@
 """What a claim came to: effects with their intervals, a verdict, a table, a figure."""
 
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Self
 
 from matplotlib.figure import Figure
+
+from experiments.intervals import Comparison
 
 Size = Literal["fast", "full"]
 """`"fast"`: digits, minutes, in continuous integration. `"full"`: CIFAR-10, hours."""
@@ -18,11 +20,43 @@ class Effect(NamedTuple):
       statement: What must be so, with the number that was measured.
       seen: Whether it was: where seeds are compared, with the whole interval.
       asserted: Whether a check fails without it. Not so where it was found not to hold.
+      on_average: Whether it was at least in the mean over seeds, where it has one.
     """
 
     statement: str
     seen: bool
     asserted: bool = True
+    on_average: bool | None = None
+
+    @classmethod
+    def of(cls, statement: str, *found: Comparison, asserted: bool = True) -> Self:
+        """One that takes all of some comparisons.
+
+        Args:
+          statement: What must be so, with the number that was measured.
+          *found: What was found of it.
+          asserted: Whether a check fails without it.
+        """
+        surely = all(one.surely for one in found)
+        on_average = all(one.on_average for one in found)
+        return cls(statement, surely, asserted, on_average)
+
+    def fails(self, size: Size) -> bool:
+        """Whether a check of that size has to fail.
+
+        At fast size not before an effect is gone or reversed on average: few short runs
+        end elsewhere on another processor, which rounds otherwise, and then an interval
+        that was just on one side of a limit is not.
+
+        Args:
+          size: Of the study.
+
+        Example:
+          >>> Effect("more by 1 [-0.1, 2.1]", seen=False, on_average=True).fails("fast")
+          False
+        """
+        held = self.seen or (size == "fast" and self.on_average is True)
+        return self.asserted and not held
 
 
 class Finding(NamedTuple):
