@@ -29,7 +29,7 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 import jax
 import pytest
 
-# Tracing makes many objects that stay: looking for others took a twentieth of the time.
+# Tracing makes many objects that stay, so looking for others is mostly in vain.
 gc.set_threshold(100_000, 20, 100)
 
 
