@@ -1,14 +1,15 @@
 """Measures what a balanced gradient costs on an accelerator, and by which way.
 
     python -m benchmarks.accelerator          # minutes, most of them of compiling
+    python -m benchmarks.accelerator --nets mlp --fresh
     python -m benchmarks.accelerator --draw   # only the table
 
 A method is a step in a compiled loop, as it is in training: a call would measure how
 fast Python tells the device what to do. PyTorch's steps are called, as they are in its
 training. Beside what the fused path chooses, each way to the norms that it could take
 at matrices and convolutions is forced once: the choice in `pcn_jax.fused.plan` rests on
-these times. What was kept is replaced, since times of another device or of other code
-do not belong beside these.
+these times. A case is measured as a whole, net by net, and written as soon as it is
+done; those that are done are not measured again (`--fresh` does).
 """
 
 import concurrent.futures
@@ -32,8 +33,10 @@ from tqdm.auto import tqdm
 
 import pcn_jax
 from benchmarks.accelerator_report import page
-from benchmarks.cases import TOO_LONG, Case, Net, build, least, losses
-from benchmarks.gradients import Worker, make_peers, write_whole
+from benchmarks.cases import TOO_LONG, AnyNet, Case, build, least, losses
+from benchmarks.gradients import Worker, make_peers
+from experiments.kept import commit, write_whole
+from pcn_jax import balanced
 from pcn_jax.fused import gradients
 from pcn_jax.fused.plan import Choice, choose
 from pcn_jax.fused.sites import Site
@@ -79,7 +82,7 @@ or inner products of pairs of examples."""
 class Config:
     """What is measured."""
 
-    nets: tuple[Net, ...] = get_args(Net)
+    nets: tuple[AnyNet, ...] = get_args(AnyNet)
     """Networks."""
 
     classes: tuple[int, ...] = (2, 10, 100)
@@ -96,6 +99,9 @@ class Config:
 
     repeats: int = 5
     """Rounds, in which the methods of a case take turns."""
+
+    fresh: bool = False
+    """Whether cases that are done are measured again."""
 
     draw: bool = False
     """Whether nothing is measured, and only the table is made."""
@@ -183,42 +189,59 @@ def in_a_loop(method: Method) -> Callable[..., tuple[Any, Any]]:
 
 
 def _measure_all(config: Config, path: Path) -> None:
-    results: dict[str, Any] = {
-        "device": jax.devices()[0].device_kind,
-        "limits": _limits(),
-        "versions": {"jax": jax.__version__, "flax": flax.__version__},
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "rounds": config.repeats,
-        "note": "",
-        "cases": {},
-    }
+    results = _kept(path)
     has_peers = config.peers and jax.default_backend() == "gpu"
     torch = _start_peers(config) if has_peers else None
-    with concurrent.futures.ThreadPoolExecutor() as pool:
-        compiled = {
-            case: {
-                name: pool.submit(_compile, *lowered)
-                for name, lowered in lower_all(case, ways=config.ways).items()
+    for net in tqdm(config.nets, unit="net"):
+        cases = [
+            case
+            for case in _cases(net, config.classes)
+            if config.fresh or case.name not in results["cases"]
+        ]
+        # Threads that compile would stand in the way of tracing.
+        lowered = {case: lower_all(case, ways=config.ways) for case in cases}
+        with concurrent.futures.ThreadPoolExecutor() as pool:
+            compiling = {
+                case: {name: pool.submit(_compile, *x) for name, x in methods.items()}
+                for case, methods in lowered.items()
             }
-            for case in _cases(config)
-        }
-        programs = {
-            case: {name: program.result() for name, program in methods.items()}
-            for case, methods in compiled.items()
-        }
-    for case, methods in tqdm(programs.items(), unit="case"):
-        _take_turns(methods, config.repeats)
-        facts = {name: program.facts for name, program in methods.items()}
-        if torch and case.has_peers:
-            facts |= _measure_peers(torch, case, config.repeats, results["versions"])
-        results["cases"][case.name] = {
-            "case": case._asdict(),
-            "least": least(case),
-            "methods": facts,
-        }
-        write_whole(path, json.dumps(results, indent=1) + "\n")
+        for case, methods in compiling.items():
+            programs = {name: program.result() for name, program in methods.items()}
+            _take_turns(programs, config.repeats)
+            record = _stamp({"jax": jax.__version__, "flax": flax.__version__}) | {
+                "case": case._asdict(),
+                "least": least(case),
+                "methods": {name: program.facts for name, program in programs.items()},
+            }
+            before = results["cases"].get(case.name, {})
+            if torch and case.has_peers:
+                record["peers"] = _measure_peers(torch, case, config.repeats)
+            elif "peers" in before:  # PyTorch is as fast as it was
+                record["peers"] = before["peers"]
+            results["cases"][case.name] = record
+            write_whole(path, json.dumps(results, indent=1) + "\n")
     if torch:
         torch.close()
+
+
+def _kept(path: Path) -> dict[str, Any]:
+    """What was measured before, on the same device; or what that device can do."""
+    device = jax.devices()[0].device_kind
+    if not path.exists():
+        return {"device": device, "limits": _limits(), "cases": {}}
+    kept: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    if kept["device"] != device:
+        raise SystemExit(
+            f"{path} has times of {kept['device']}, and this is {device}: give another "
+            "--folder."
+        )
+    return kept
+
+
+def _stamp(versions: dict[str, str]) -> dict[str, Any]:
+    """Of which code a measurement is, of which day, and with which libraries."""
+    today = datetime.datetime.now(datetime.UTC).date().isoformat()
+    return {"commit": commit(), "date": today, "versions": versions}
 
 
 def _start_peers(config: Config) -> Worker:
@@ -228,17 +251,14 @@ def _start_peers(config: Config) -> Worker:
     return Worker([*worker, "--cores", cores], environment={})
 
 
-def _measure_peers(
-    torch: Worker, case: Case, repeats: int, versions: dict[str, str]
-) -> dict[str, Any]:
-    """The same facts of the methods of PyTorch; adds its versions to the others."""
+def _measure_peers(torch: Worker, case: Case, repeats: int) -> dict[str, Any]:
+    """The same facts of the methods of PyTorch."""
     prepared = torch.ask(
         do="prepare",
         **case._asdict() | {"labels": case.classes.tolist()},
         allows_stacks=case.allows_stacks,
         too_long=TOO_LONG,
     )
-    versions |= prepared["versions"]
     methods = [name for name, f in prepared["methods"].items() if "not_run" not in f]
     taken: dict[str, list[float]] = {name: [] for name in methods}
     for _ in range(repeats):
@@ -246,16 +266,16 @@ def _measure_peers(
             if sum(taken[name]) < 1000 * _PEER_SECONDS:
                 answer = torch.ask(do="run", method=name)
                 taken[name].append(round(answer["ms"], 4))
-    return {f"torch: {name}": {"ms": ms} for name, ms in taken.items()}
+    facts = {name: {"ms": ms} for name, ms in taken.items()}
+    return _stamp(prepared["versions"]) | {"methods": facts}
 
 
-def _cases(config: Config) -> Iterator[Case]:
+def _cases(net: AnyNet, classes: tuple[int, ...]) -> Iterator[Case]:
     """Long-tailed batches: what is compiled does not know its labels."""
     sizes = {"mlp": [128, 1024], "resnet18": [64], "transformer": [64]}
-    for net in config.nets:
-        for size in sizes.get(net, [128]):
-            for number in config.classes:
-                yield Case(net, number, size, "long-tailed")
+    for size in sizes.get(net, [128]):
+        for number in classes:
+            yield Case(net, number, size, "long-tailed")
 
 
 def lower_all(case: Case, *, ways: bool) -> dict[str, tuple[Any, ...]]:
@@ -271,7 +291,8 @@ def lower_all(case: Case, *, ways: bool) -> dict[str, tuple[Any, ...]]:
     model = build(case.net, case.num_classes)
     images = np.random.RandomState(0).normal(size=(case.batch_size, 32, 32, 3))
     given: Any = (jnp.asarray(images, jnp.float32), jnp.asarray(case.classes))
-    given = jax.jit(model.init)(jax.random.key(0), given[0][:1])["params"], *given
+    init = jax.jit(model.init)
+    given = init(jax.random.key(0), given[0][:1])["params"], *given
     loss = functools.partial(losses, model)
 
     def mean_loss(*given: Any) -> jax.Array:
@@ -291,12 +312,13 @@ def lower_all(case: Case, *, ways: bool) -> dict[str, tuple[Any, ...]]:
             program = jax.jit(in_a_loop(method)).lower(*given, *more)
         return program, given, taken
 
+    path: balanced.Path = "frozen" if case.examples_interact else "fused"
     rule = pcn_jax.weights.inverse_smoothed_norm(0.3)
     by_halves = pcn_jax.pcn_value_and_grad(
-        loss, case.num_classes, path="fused", weights=rule
+        loss, case.num_classes, path=path, weights=rule
     )
     smoothed = functools.partial(by_halves, state=rule.init(case.num_classes))
-    fused = pcn_jax.pcn_value_and_grad(loss, case.num_classes, path="fused")
+    fused = pcn_jax.pcn_value_and_grad(loss, case.num_classes, path=path)
     lowered = {"plain": lower(jax.value_and_grad(mean_loss), choose)}
     lowered["fused"] = lower(fused, choose)
     lowered["smoothed norm"] = lower(smoothed, choose)

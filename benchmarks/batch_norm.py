@@ -35,9 +35,9 @@ from tqdm.auto import tqdm
 
 import pcn_jax
 from benchmarks.batch_norm_report import BATCH, NO_BALANCE, PATHS, RATES, page
-from benchmarks.gradients import write_whole
 from benchmarks.report import machine
 from benchmarks.training import random_images, wait_for
+from experiments.kept import write_whole
 from pcn_jax import balanced
 from pcn_jax.data import SETUPS, load
 from pcn_jax.models import ResNet32

@@ -11,10 +11,12 @@ import numpy as np
 import optax
 from flax import linen as nn
 
-from pcn_jax.models import CNN, ResNet18
+from pcn_jax.models import CNN, ResNet18, ResNet32
 from pcn_jax.models.pooling import max_pool
 
 Net = Literal["mlp", "narrow", "cnn", "wide", "resnet18", "transformer", "lstm"]
+AnyNet = Literal[Net, "resnet32"]
+"""Also one with batch normalisation, whose examples interact."""
 Labels = Literal["balanced", "long-tailed"]
 TOO_LONG = "minutes a call, or out of memory"
 """Why a method that makes all class gradients at once is not run."""
@@ -30,7 +32,7 @@ class Case(NamedTuple):
       labels: How the classes are distributed.
     """
 
-    net: Net
+    net: AnyNet
     num_classes: int
     batch_size: int
     labels: Labels
@@ -49,15 +51,21 @@ class Case(NamedTuple):
             "cnn": 1_280,
             "wide": 1_280,
             "resnet18": 128,
+            "resnet32": 256,
             "transformer": 640,
             "lstm": 1_280,
         }
         return self.num_classes * self.batch_size <= most[self.net]
 
     @property
+    def examples_interact(self) -> bool:
+        """Whether the loss of an example depends on the others."""
+        return self.net == "resnet32"
+
+    @property
     def has_peers(self) -> bool:
         """Whether PyTorch has the same net: its LSTM has a second bias."""
-        return self.net != "lstm"
+        return self.net not in ("lstm", "resnet32")
 
     @property
     def classes(self) -> np.ndarray:
@@ -165,7 +173,7 @@ class LSTM(nn.Module):
         return nn.Dense(self.num_classes)(states.mean(axis=1))
 
 
-def build(net: Net, num_classes: int) -> nn.Module:
+def build(net: AnyNet, num_classes: int) -> nn.Module:
     """The net of a case."""
     makers: dict[str, Any] = {
         "mlp": MLP,
@@ -173,6 +181,7 @@ def build(net: Net, num_classes: int) -> nn.Module:
         "cnn": CNN,
         "wide": WideCNN,
         "resnet18": ResNet18,
+        "resnet32": ResNet32,
         "transformer": Transformer,
         "lstm": LSTM,
     }
@@ -211,7 +220,11 @@ def least(case: Case) -> dict[str, float]:
 
 
 def losses(model: nn.Module, params: Any, images: Any, labels: Any) -> jax.Array:
-    """Cross-entropy of each example, `[B]`."""
-    logits = model.apply({"params": params}, images)
+    """Cross-entropy of each example in training, `[B]`."""
+    if isinstance(model, ResNet32):
+        state = ["batch_stats"]
+        logits, _ = model.apply({"params": params}, images, train=True, mutable=state)
+    else:
+        logits = model.apply({"params": params}, images)
     each: jax.Array = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     return each

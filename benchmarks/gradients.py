@@ -28,6 +28,7 @@ from tqdm.auto import tqdm
 
 from benchmarks.cases import TOO_LONG, Case, Net, cases
 from benchmarks.report import draw, machine
+from experiments.kept import write_whole
 
 _HERE = Path(__file__).parent
 _LEAST_ROUNDS = 3
@@ -203,14 +204,6 @@ def _text(results: dict[str, Any]) -> str:
         for name, case in results["cases"].items()
     ]
     return json.dumps({**head, "cases": {}})[:-2] + "\n" + ",\n".join(cases) + "\n}}\n"
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Writes a file, so that an interruption leaves the one that was there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".part")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
 
 
 def make_peers() -> str:

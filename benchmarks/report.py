@@ -22,6 +22,7 @@ NETS = {
     "cnn": "paper's CNN",
     "wide": "wide CNN",
     "resnet18": "ResNet18",
+    "resnet32": "ResNet-32, batch norm",
     "transformer": "transformer",
     "lstm": "LSTM",
 }
