@@ -31,6 +31,7 @@ NETS: dict[Size, dict[str, str]] = {
     "full": {
         "MLP": "automobile-truck-mlp",
         "CNN": "automobile-truck-cnn",
+        "VGG16": "automobile-truck-vgg16",
         "ResNet18": "automobile-truck-resnet18",
         "ResNet-32": "digits-halves-resnet32",
         "MLP, horses": "horse-deer-mlp",
@@ -52,7 +53,8 @@ COMPARED: dict[str, tuple[AlgorithmName, ...]] = {
     "digits-halves-cnn": _PAPERS,
     "automobile-truck-mlp": _ALL,
     "automobile-truck-cnn": _ALL,
-    "automobile-truck-resnet18": (*_PAPERS, "pcnsgd+o+clip"),
+    "automobile-truck-vgg16": _BALANCED[:-1],
+    "automobile-truck-resnet18": _BALANCED[:-1],
     "digits-halves-resnet32": _BALANCED[:-1],
     "horse-deer-mlp": _ALL,
     "animals-vehicles-mlp": ("gd", *_BALANCED),
