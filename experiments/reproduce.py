@@ -117,7 +117,8 @@ recalls of the classes.
 """
 _NOT_RUN = """## Not run
 
-- VGG16, and ResNet18 but with five methods in C8: they want an accelerator.
+- VGG16 and ResNet18 but in C8, and there GD, PCNGD and PCNSGD+R: they want an
+  accelerator. Learning rates below 0.001 for the methods whose best that is (see C8).
 - CIFAR-100; animals against vehicles, horse against deer and five classes but in C8,
   C11 and C12.
 - PCNSGD+R, GD and PCNGD on the ResNets, and PCNGD on animals against vehicles.

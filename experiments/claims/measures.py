@@ -130,10 +130,24 @@ def _best(curves: Curves) -> np.ndarray:
     return best
 
 
+def best_rate(setup: str, algorithm: AlgorithmName) -> str:
+    """The learning rate with the best score, and whether the search ended there."""
+    of_rates = _scores(setup, algorithm)
+    lowest, *_, highest = sorted(map(float, of_rates))
+    best = float(max(of_rates, key=of_rates.__getitem__))
+    ends = {lowest: ", lowest", highest: ", highest"}
+    return f"{best:g}{ends.get(best, '')}"
+
+
 def rates_that_work(setup: str, algorithm: AlgorithmName) -> str:
     """From the least to the largest rate of the search with nearly the best score."""
-    found = json.loads(learning_rates_path(setup).read_text(encoding="utf-8"))
-    of_rates: Mapping[str, float] = found["scores"][algorithm]
+    of_rates = _scores(setup, algorithm)
     least = _NEARLY * max(of_rates.values())
     good = [float(rate) for rate, score in of_rates.items() if score >= least]
     return f"{min(good):g} to {max(good):g}" if len(good) > 1 else f"{good[0]:g}"
+
+
+def _scores(setup: str, algorithm: AlgorithmName) -> Mapping[str, float]:
+    found = json.loads(learning_rates_path(setup).read_text(encoding="utf-8"))
+    scores: Mapping[str, float] = found["scores"][algorithm]
+    return scores
