@@ -229,7 +229,7 @@ def _kept(path: Path) -> dict[str, Any]:
     """What was measured before, on the same device; or what that device can do."""
     device = jax.devices()[0].device_kind
     if not path.exists():
-        return {"device": device, "limits": _limits(), "cases": {}}
+        return {"device": device, "limits": _limits(), "note": "", "cases": {}}
     kept: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     if kept["device"] != device:
         raise SystemExit(

@@ -33,7 +33,7 @@ _PAGE = """\
 `python -m benchmarks.accelerator`, one {device}:
 
 {measured}
-
+{note}
 Each method was a step in a compiled loop, in turn with the others, {rounds} rounds;
 milliseconds are medians. *Plain* is the gradient of the mean loss, *fused*
 `pcn_value_and_grad`, *ratio* the second over the first; likewise with the *smoothed
@@ -112,6 +112,7 @@ def page(results: dict[str, Any]) -> str:
     text = _PAGE.format(
         device=results["device"],
         measured=_measured(records),
+        note=results["note"],
         rounds=min(len(record["methods"]["plain"]["ms"]) for record in records),
         flops=limits["flops"] / 1e12,
         bandwidth=limits["bytes"] / 1e12,
