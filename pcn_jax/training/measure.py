@@ -71,7 +71,7 @@ def make_measure(
         if steps.refreshes_reference and int(state.step) % reference_every == 0:
             state = state._replace(reference=all_data[1])
         _, batch = steps.class_gradients(state, train)
-        updates, _ = steps.step(jax.tree.map(jnp.copy, state), train)
+        updates, _ = steps.step(_copy(state), train)  # which takes what it is given
         record = {
             "step": state.step,
             **{
@@ -86,6 +86,12 @@ def make_measure(
         return plain
 
     return measure
+
+
+@jax.jit
+def _copy(state: TrainState) -> TrainState:
+    copied: TrainState = jax.tree.map(jnp.copy, state)
+    return copied
 
 
 @jax.jit

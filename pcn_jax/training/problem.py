@@ -188,16 +188,19 @@ class Problem:
             params: chex.ArrayTree, model_state: ModelState, split: Examples
         ) -> dict[str, jax.Array]:
             size = self._microbatch_size
-            parts = [
-                of_examples(
-                    params,
-                    model_state,
-                    jax.tree.map(lambda x, at=start: x[at : at + size], split),
-                )
-                for start in range(0, len(split.labels), size)
-            ]
-            losses, correct = map(jnp.concatenate, zip(*parts, strict=True))
-            metrics: dict[str, jax.Array] = of_classes(losses, correct, split.labels)
+            if len(split.labels) <= size:  # to cut takes longer than to evaluate
+                of_all = of_examples(params, model_state, split)
+            else:
+                parts = [
+                    of_examples(
+                        params,
+                        model_state,
+                        jax.tree.map(lambda x, at=start: x[at : at + size], split),
+                    )
+                    for start in range(0, len(split.labels), size)
+                ]
+                of_all = tuple(map(jnp.concatenate, zip(*parts, strict=True)))
+            metrics: dict[str, jax.Array] = of_classes(*of_all, split.labels)
             return metrics
 
         return evaluate
