@@ -190,7 +190,7 @@ def in_a_loop(method: Method) -> Callable[..., tuple[Any, Any]]:
 
 
 def _measure_all(config: Config, path: Path) -> None:
-    results = _kept(path)
+    results = kept_of_this_device(path)
     has_peers = config.peers and jax.default_backend() == "gpu"
     torch = _start_peers(config) if has_peers else None
     for net in tqdm(config.nets, unit="net"):
@@ -225,8 +225,15 @@ def _measure_all(config: Config, path: Path) -> None:
         torch.close()
 
 
-def _kept(path: Path) -> dict[str, Any]:
-    """What was measured before, on the same device; or what that device can do."""
+def kept_of_this_device(path: Path) -> dict[str, Any]:
+    """What was measured before, or a start with what the device can do at most.
+
+    Args:
+      path: Where it is kept.
+
+    Raises:
+      SystemExit: If it was measured on another device.
+    """
     device = jax.devices()[0].device_kind
     if not path.exists():
         return {"device": device, "limits": _limits(), "note": "", "cases": {}}

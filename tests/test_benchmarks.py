@@ -61,6 +61,12 @@ class TestAccelerator:
         written = (DOCS / "accelerator.md").read_text(encoding="utf-8")
         assert page(results) == written
 
+    def test_times_of_another_device_are_left_alone(self, tmp_path: Path) -> None:
+        path = tmp_path / "accelerator.json"
+        path.write_text('{"device": "another"}')
+        with pytest.raises(SystemExit, match="times of another, and this is cpu"):
+            accelerator.kept_of_this_device(path)
+
     def test_a_loop_repeats_the_step_that_it_is_given(self) -> None:
         def loss(w: jax.Array, x: jax.Array, y: jax.Array) -> Any:
             return optax.softmax_cross_entropy_with_integer_labels(x @ w, y)
