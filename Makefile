@@ -52,10 +52,11 @@ notebooks: $(VENV)/installed ## Runs every notebook and renders it into docs/.
 reproduce: $(VENV)/installed ## Every claim, into RESULTS.md; one alone: make reproduce CLAIM=C4.
 	$(BIN)/python -m experiments.reproduce $(if $(CLAIM),--claims $(CLAIM)) $(if $(SIZE),--size $(SIZE))
 
-benchmarks: $(VENV)/installed ## Measures everything again, beside PyTorch: two hours.
+benchmarks: $(VENV)/installed ## Measures one core again, beside PyTorch: two hours.
 	$(BIN)/python -m benchmarks.gradients --fresh
 	$(BIN)/python -m benchmarks.training
-	$(BIN)/python -m benchmarks.batch_norm --fresh times norms recalls
+	MALLOC_ARENA_MAX=1 MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=4294967296 \
+		$(BIN)/python -m benchmarks.batch_norm --fresh times norms recalls
 
 clean: ## Removes the environment, caches and runs.
 	rm -rf $(VENV) .venv-peers runs .coverage .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -187,9 +187,10 @@ def pcn_value_and_grad(
       part. Over devices, jit it with a batch that is split over them; over
       micro-batches, use `pcn_jax.accumulate` and a chain.
 
-      Not differentiable itself. Examples must be on the first axis of every input.
-      Derivatives of your own (`jax.custom_vjp`) must be linear in the cotangent, as
-      those of functions are: one that clips gradients clips something else here.
+      Not meant to be differentiated itself. Examples must be on the first axis of
+      every input. Derivatives of your own (`jax.custom_vjp`) must be linear in the
+      cotangent, as those of functions are: one that clips gradients clips something
+      else here.
       The fused path takes norms from inner products of examples where that is cheaper;
       a class whose examples cancel to rounding then takes a shorter step than 1.
 

@@ -80,6 +80,16 @@ def test_nothing_in_the_library_imports_experiments_or_benchmarks() -> None:
         assert not packages & {"experiments", "benchmarks"}, path
 
 
+def test_experiments_and_benchmarks_share_how_files_are_kept_and_nothing_else() -> None:
+    for folder, other in ("benchmarks", "experiments"), ("experiments", "benchmarks"):
+        files = list((ROOT.parent / folder).rglob("*.py"))
+        assert files
+        for path in files:
+            shared = {name for name in imports(path) if name.startswith(other)}
+            kept = folder == "benchmarks" and "experiments.kept."
+            assert all(kept and name.startswith(kept) for name in shared), path
+
+
 def test_importing_the_library_imports_none_of_the_extras() -> None:
     extras = {"flax", "sklearn", "tensorflow_datasets", "matplotlib", "tensorboardX"}
     command = (
