@@ -68,4 +68,6 @@ def of_arrays(function: Callable[..., Any], fixed: Fixed) -> Callable[..., Any]:
 
 
 def _is_array(leaf: Any) -> bool:
-    return hasattr(leaf, "dtype") and not isinstance(leaf, type)  # as float32 itself is
+    # A flax module has a dtype, and float32 itself has both.
+    has_both = hasattr(leaf, "shape") and hasattr(leaf, "dtype")
+    return has_both and not isinstance(leaf, type)

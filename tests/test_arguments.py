@@ -1,6 +1,7 @@
 """What a loss takes besides parameters, inputs and labels reaches it as it is."""
 
 import functools
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -128,6 +129,14 @@ def test_arrays_by_keyword_are_traced_and_not_baked_in() -> None:
     second = accumulated(PARAMS, X, Y, shift=2 * SHIFT)[1]["w"]
     assert len(traces) == number
     assert np.abs(first - second).max() > 1e-3
+
+
+def test_what_has_a_dtype_and_no_shape_is_no_array() -> None:
+    """Such as a module of flax."""
+    module = types.SimpleNamespace(dtype=jnp.float32)
+    fixed, arrays = take_out_arrays((module,), {})
+    assert arrays == []
+    assert fixed.values == (module,)
 
 
 def test_shapes_stand_for_arrays_and_types_do_not() -> None:

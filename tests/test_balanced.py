@@ -19,9 +19,11 @@ from fused_losses import (
     NUM_CLASSES,
     STATISTICS,
     Case,
+    cross_entropy,
     in_float64,
     mixed_inputs,
     mlp,
+    normal,
 )
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from loop_losses import OPENED
@@ -663,3 +665,37 @@ class TestErrors:
     def test_hyperparameters_of_weights(self, make: Any) -> None:
         with pytest.raises(ValueError, match="must"):
             make()
+
+
+@pytest.mark.parametrize("dtype", [jnp.uint8, jnp.uint32, jnp.int8, jnp.int32])
+def test_places_outside_of_a_table_count_for_nothing(dtype: Any) -> None:
+    """Also where the dtype of the places has no -1."""
+
+    def loss(table: jax.Array, places: jax.Array, labels: jax.Array) -> jax.Array:
+        found = jnp.take(table, places, axis=0, mode="fill", fill_value=0)
+        return cross_entropy(jnp.tanh(found.sum(axis=1)), labels)
+
+    places = np.array([[0, 9], [1, 3], [2, 9], [3, 9], [4, 4], [9, 9], [0, 1]])
+    given = normal(0, 5, NUM_CLASSES), jnp.asarray(places, dtype), LABELS
+    assert "lookup" in str(pcn_jax.pcn_plan(loss, NUM_CLASSES)(*given))
+    chex.assert_trees_all_close(
+        *(
+            pcn_value_and_grad(loss, NUM_CLASSES, path=path)(*given)
+            for path in ("fused", "masked")
+        ),
+        rtol=1e-5,
+    )
+
+
+def test_the_label_of_each_example_is_looked_up_by_its_number() -> None:
+    """A common way to write the cross-entropy."""
+
+    def loss(kernel: jax.Array, x: jax.Array, labels: jax.Array) -> jax.Array:
+        return -jax.nn.log_softmax(x @ kernel)[jnp.arange(len(labels)), labels]
+
+    given = normal(0, 6, NUM_CLASSES), normal(1, len(LABELS), 6), LABELS
+    found, expected = (
+        jax.jit(pcn_value_and_grad(of, NUM_CLASSES, path="fused"))(*given)
+        for of in (loss, lambda w, x, y: cross_entropy(x @ w, y))
+    )
+    chex.assert_trees_all_close(found, expected, rtol=1e-5)

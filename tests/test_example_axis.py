@@ -18,6 +18,12 @@ W = jnp.asarray(np.random.default_rng(1).normal(size=(4, 3)), jnp.float32)
 TABLE = jnp.arange(4, dtype=jnp.float32)
 Function = Callable[[jax.Array], jax.Array]
 
+
+def largest(x: jax.Array) -> jax.Array:
+    """An index in each example, `[SIZE]`."""
+    return jnp.argmax(x[:, :3, 0], axis=1)
+
+
 APART: dict[str, Function] = {
     "transpose": lambda x: x.transpose(1, 0, 2),
     "reshape": lambda x: x.transpose(1, 2, 0).reshape(12, SIZE),
@@ -42,6 +48,12 @@ APART: dict[str, Function] = {
     "take along": lambda x: jnp.take_along_axis(
         x, jnp.argmax(x, axis=1)[:, None], axis=1
     ),
+    "numbered": lambda x: x[jnp.arange(SIZE), largest(x)],
+    "numbered by NumPy": lambda x: x[np.arange(-SIZE, 0), largest(x), 1],
+    "numbered in two columns": lambda x: x[
+        jnp.arange(SIZE)[:, None], jnp.stack([largest(x)] * 2, axis=1)
+    ],
+    "numbered behind": lambda x: x.transpose(1, 2, 0)[largest(x), :, jnp.arange(SIZE)],
     "product": lambda x: jnp.einsum("btd,td->bd", x, W),
     "product from the left": lambda x: jnp.tensordot(W.T, x.transpose(1, 2, 0), 1),
     "product of examples": lambda x: jnp.einsum("btd,bsd->bts", x, x),
@@ -73,6 +85,11 @@ TOGETHER: dict[str, Function] = {
     "concatenate": lambda x: jnp.concatenate([x, x], axis=0),
     "pick": lambda x: x[jnp.array([3, 0, 1, 2, 4])],
     "look up others": lambda x: x[jnp.argmax(x[:, :, 0], axis=1)],
+    "numbered backwards": lambda x: x[jnp.arange(SIZE)[::-1], largest(x)],
+    "numbered by themselves": lambda x: x[largest(x), largest(x)],
+    "numbered in a loop, which may run on some": lambda x: lax.fori_loop(
+        0, 2, lambda _, y: y + y[jnp.arange(SIZE), largest(y)][:, None], x
+    ),
     "begins elsewhere": lambda x: lax.dynamic_slice_in_dim(
         x, jnp.argmax(x[0, :, 0]), 2, 1
     ),
@@ -113,7 +130,8 @@ TOGETHER: dict[str, Function] = {
 def axis_of(function: Function, x: jax.Array = X) -> Any:
     program = flatten(jax.make_jaxpr(function)(x))
     needed = needed_for(program, program.outputs)
-    return follow_examples(needed, [0]).axes[program.outputs[0]]
+    depends = set(range(len(program.types)))
+    return follow_examples(needed, [0], depends).axes[program.outputs[0]]
 
 
 @pytest.mark.parametrize("name", APART)

@@ -12,11 +12,13 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from pcn_jax.fused.program import (
     Equation,
     Program,
     Slot,
+    evaluate,
     flatten,
     is_float,
     needed_for,
@@ -75,7 +77,7 @@ def follow_examples(
     known.update(zip(program.inputs, axes, strict=True))
     statistics: list[Slot] = []
     for equation in program.equations:
-        use = _use(equation, program, known)
+        use = _use(equation, program, known, is_whole=depends is not None)
         outputs: Sequence[Axis] = [None] * len(equation.outputs)
         if any(axis is not None for axis in use.axes):
             try:
@@ -93,12 +95,22 @@ def follow_examples(
 
 
 class _Use(NamedTuple):
-    """A primitive in use: what a rule looks at."""
+    """A primitive in use: what a rule looks at.
+
+    Attributes:
+      equation: The primitive.
+      axes: Of its operands.
+      shapes: Of its operands.
+      results: Shapes of its results.
+      whole: The program that it is in, if that always runs on the whole batch: a part,
+        such as the body of a loop, may run on some examples.
+    """
 
     equation: Equation
     axes: list[Axis]
     shapes: list[tuple[int, ...]]
     results: list[tuple[int, ...]]
+    whole: Program | None
 
     @property
     def params(self) -> dict[str, Any]:
@@ -110,12 +122,19 @@ class _Use(NamedTuple):
         return _common(self.axes)
 
 
-def _use(equation: Equation, program: Program, known: dict[Slot, Axis]) -> _Use:
+def _use(
+    equation: Equation,
+    program: Program,
+    known: dict[Slot, Axis],
+    *,
+    is_whole: bool = False,
+) -> _Use:
     return _Use(
         equation,
         [None if slot is None else known[slot] for slot in equation.operands],
         [() if slot is None else program.shape(slot) for slot in equation.operands],
         [program.shape(slot) for slot in equation.outputs],
+        program if is_whole else None,
     )
 
 
@@ -295,10 +314,59 @@ def _gather(use: _Use) -> Sequence[Axis]:
     gone = {*numbers.collapsed_slice_dims, *numbers.operand_batching_dims}
     looked_up = operand in gone or operand in numbers.start_index_map
     crossed = indices is not None and use.shapes[0][operand] > 1
+    if indices is not None and _look_up_themselves(use, operand, indices):
+        return [batch[indices]]
     if crossed or looked_up or sizes[operand] != use.shapes[0][operand]:
         raise _mixes("an index looks them up")
     kept = [d for d in range(len(use.shapes[0])) if d not in gone]
     return [numbers.offset_dims[kept.index(operand)]]
+
+
+def _look_up_themselves(use: _Use, operand: int, axis: int) -> bool:
+    """Whether the examples do, as in `log_probs[jnp.arange(len(labels)), labels]`.
+
+    An index has a column for each axis of the operand that is looked up; that of the
+    examples' axis must then count them.
+    """
+    numbers, slot = use.params["dimension_numbers"], use.equation.operands[1]
+    shape, size = use.shapes[1], use.shapes[0][operand]
+    is_looked_up = operand in {*numbers.collapsed_slice_dims} & {
+        *numbers.start_index_map
+    }
+    if use.whole is None or slot is None or not is_looked_up:
+        return False
+    if axis == len(shape) - 1 or shape[axis] != size:
+        return False
+    column = list(numbers.start_index_map).index(operand)
+    found = _constant_column(use.whole, slot, column)
+    number = np.arange(size).reshape(-1, *[1] * (len(shape) - 2 - axis))
+    return found is not None and bool((found == number).all())
+
+
+def _constant_column(program: Program, slot: Slot, column: int) -> np.ndarray | None:
+    """What is in a column of an index, if that is the same whatever the arguments."""
+    made_by = {made: x for x in program.equations for made in x.outputs}
+    last = len(program.shape(slot)) - 1
+    while slot in made_by and made_by[slot].primitive == "concatenate":
+        if made_by[slot].params["dimension"] != last:
+            return None
+        for part in made_by[slot].operands:
+            assert part is not None  # a literal has no axes
+            if column < program.shape(part)[last]:
+                slot = part
+                break
+            column -= program.shape(part)[last]
+    needed = needed_for(program, [slot])._replace(inputs=[])
+    used = {slot, *(x for equation in needed.equations for x in equation.inputs)}
+    if used.intersection(program.inputs):
+        return None
+    constants = {k: x for k, x in program.constants.items() if k in used}
+    if any(isinstance(x, jax.core.Tracer) for x in constants.values()):
+        return None
+    with jax.ensure_compile_time_eval():
+        values = evaluate(needed._replace(constants=constants), ())
+    found: np.ndarray = np.asarray(values[slot])[..., column]
+    return found
 
 
 def _dot_general(use: _Use) -> Sequence[Axis]:

@@ -277,6 +277,8 @@ def lookup_factors(site: Site, taps: Taps) -> tuple[jax.Array, jax.Array]:
     x, (cotangent,), (out_axis,) = site.operand, taps.cotangents, site.out_axes
     axis, last = site.axes[x], taps.values[x].ndim - 1
     indices = jnp.moveaxis(taps.values[x].squeeze(last), axis or 0, 0)
+    # Signed, as -1 is; what is too large for it was outside of any table.
+    indices = indices.astype(jnp.int64 if indices.dtype.itemsize > 4 else jnp.int32)
     length = site.param_shape[0]
     if "CLIP" in str(site.equation.params["mode"]):
         indices = jnp.clip(indices, 0, length - 1)
