@@ -6,7 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from fused_losses import CASES, INTERACTING, LABELS, NUM_CLASSES
+from fused_losses import (
+    CASES,
+    INTERACTING,
+    LABELS,
+    NUM_CLASSES,
+    cross_entropy,
+    normal,
+)
 
 import pcn_jax
 from pcn_jax.fused import plan
@@ -125,3 +132,39 @@ def test_says_what_was_asked_for(path: Any, taken: str) -> None:
 def test_a_path_that_is_not_there() -> None:
     with pytest.raises(ValueError, match="or None, got 'fast'"):
         pcn_jax.pcn_plan(CASES["mlp"].loss, 2, path="fast")  # type: ignore[arg-type]
+
+
+FLAT: dict[str, Any] = {
+    "flat": lambda p, x: (x.reshape(-1, 6) @ p).reshape(len(x), 4, 3).mean(axis=1),
+    "flat and scaled": lambda p, x: (((2 * x.reshape(-1, 6).T) ** 2).T @ p).reshape(
+        len(x), 4, 3
+    )[:, 0],
+    "and back": lambda p, x: x.reshape(-1, 6).reshape(x.shape)[:, 1] @ p,
+}
+
+
+@pytest.mark.parametrize("name", FLAT)
+def test_inputs_that_lose_the_axis_of_the_examples_are_not_taken_for_parameters(
+    name: str,
+) -> None:
+    """It would be right, and as slow as the masked path without saying so."""
+
+    def loss(kernel: jax.Array, x: jax.Array, labels: jax.Array) -> jax.Array:
+        return cross_entropy(FLAT[name](kernel, x), labels)
+
+    given = normal(0, 6, NUM_CLASSES), normal(1, len(LABELS), 4, 6), LABELS
+    chosen = pcn_jax.pcn_plan(loss, NUM_CLASSES)(*given)
+    assert chosen.path == "masked"
+    assert "reshape of (7, 4, 6) to (28, 6)" in chosen.reason
+
+
+def test_statistics_of_inputs_may_be_taken_of_a_flat_array() -> None:
+    def loss(kernel: jax.Array, x: jax.Array, labels: jax.Array) -> jax.Array:
+        flat = x.reshape(-1, 6)
+        largest = jnp.abs(x).ravel().max()
+        return cross_entropy(
+            ((x - flat.mean(axis=0)[None, None]) / largest)[:, 0] @ kernel, labels
+        )
+
+    given = normal(0, 6, NUM_CLASSES), normal(1, len(LABELS), 4, 6), LABELS
+    assert pcn_jax.pcn_plan(loss, NUM_CLASSES)(*given).path == "fused"

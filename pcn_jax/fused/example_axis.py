@@ -76,9 +76,13 @@ def follow_examples(
     known: dict[Slot, Axis] = dict.fromkeys(program.constants)
     known.update(zip(program.inputs, axes, strict=True))
     statistics: list[Slot] = []
+    # Inputs of all examples that a reshape put on one axis. A net behind them would
+    # pass for a parameter, and be gone through once a class.
+    spread: dict[Slot, NotProvenError] = {}
     for equation in program.equations:
         use = _use(equation, program, known, is_whole=depends is not None)
         outputs: Sequence[Axis] = [None] * len(equation.outputs)
+        lost = next((spread[x] for x in equation.inputs if x in spread), None)
         if any(axis is not None for axis in use.axes):
             try:
                 # Axes of NumPy, as of a permutation, are none for jax.vmap.
@@ -86,11 +90,17 @@ def follow_examples(
             except NotProvenError as reason:
                 if depends is not None and depends.isdisjoint(equation.outputs):
                     outputs = _as_they_lie(use)
+                    lost = reason if equation.primitive == "reshape" else lost
                 elif freeze and isinstance(reason, StatisticError):
                     statistics += equation.outputs
                 else:
                     raise
         known.update(zip(equation.outputs, outputs, strict=True))
+        if lost is not None:
+            if depends is None or not depends.isdisjoint(equation.outputs):
+                raise lost
+            if equation.primitive in _REARRANGING and list(outputs) == [None]:
+                spread[equation.outputs[0]] = lost
     return Followed(known, statistics)
 
 
@@ -565,6 +575,17 @@ ELEMENTWISE = frozenset(
     """.split()  # noqa: SIM905
 )
 """Primitives whose operands have the shape of the result, ones, or no axes."""
+
+_REARRANGING = ELEMENTWISE | {
+    "broadcast_in_dim",
+    "concatenate",
+    "pad",
+    "reshape",
+    "slice",
+    "squeeze",
+    "transpose",
+}
+"""Primitives whose result still has all examples in it, if an operand has."""
 
 _RULES: dict[str, Rule] = {
     **dict.fromkeys([*ELEMENTWISE, "polynomial"], _elementwise),
