@@ -56,9 +56,9 @@ COMPARED: dict[str, tuple[AlgorithmName, ...]] = {
     "automobile-truck-cnn": _ALL,
     "automobile-truck-vgg16": _BALANCED[:-1],
     "automobile-truck-resnet18": _BALANCED[:-1],
-    "digits-halves-resnet32": _BALANCED[:-1],
+    "digits-halves-resnet32": _ALL[:-1],
     "horse-deer-mlp": _ALL,
-    "animals-vehicles-mlp": ("gd", *_BALANCED),
+    "animals-vehicles-mlp": _ALL,
     "cifar10-five-mlp": _ALL,
 }
 """What was run on each set-up: passes over all data take long on large nets."""
