@@ -113,8 +113,8 @@ def find(size: Size) -> Finding:
         "to 648, in batches of 500; the minority is the rarest) for 500. Where the "
         "best learning rate is the lowest or the highest of the grid, a better one "
         "may lie beyond; or the method learns nothing at any, and the lowest does the "
-        "least. VGG16, ResNet18, GD and PCNGD on the CNN, on animals and on five "
-        "classes, and PCNSGD+R on the CNN were trained on an H100, VGG16 and ResNet18 "
+        "least. VGG16, ResNet18, GD and PCNGD on the CNN and on five classes, GD on "
+        "animals, and PCNSGD+R on the CNN were trained on an H100, VGG16 and ResNet18 "
         "with products rounded to TF32, as JAX does there, but for two of the five "
         "seeds of ResNet18's PCNSGD and PCNSGD+O, on a CPU. What is not in the table "
         "was not run.",
