@@ -667,15 +667,17 @@ class TestErrors:
             make()
 
 
+@pytest.mark.parametrize("mode", ["fill", "clip"])
 @pytest.mark.parametrize("dtype", [jnp.uint8, jnp.uint32, jnp.int8, jnp.int32])
-def test_places_outside_of_a_table_count_for_nothing(dtype: Any) -> None:
+def test_places_outside_of_a_table(dtype: Any, mode: str) -> None:
     """Also where the dtype of the places has no -1."""
 
     def loss(table: jax.Array, places: jax.Array, labels: jax.Array) -> jax.Array:
-        found = jnp.take(table, places, axis=0, mode="fill", fill_value=0)
+        found = table.at[places].get(mode=mode, fill_value=0)
         return cross_entropy(jnp.tanh(found.sum(axis=1)), labels)
 
     places = np.array([[0, 9], [1, 3], [2, 9], [3, 9], [4, 4], [9, 9], [0, 1]])
+    places = np.where(places == 9, np.iinfo(dtype).max, places)
     given = normal(0, 5, NUM_CLASSES), jnp.asarray(places, dtype), LABELS
     assert "lookup" in str(pcn_jax.pcn_plan(loss, NUM_CLASSES)(*given))
     chex.assert_trees_all_close(
@@ -699,3 +701,44 @@ def test_the_label_of_each_example_is_looked_up_by_its_number() -> None:
         for of in (loss, lambda w, x, y: cross_entropy(x @ w, y))
     )
     chex.assert_trees_all_close(found, expected, rtol=1e-5)
+
+
+STOPPED: dict[str, Any] = {
+    "weights": lambda losses: losses * jax.lax.stop_gradient(losses / losses.sum()),
+    "the hardest": lambda losses: (
+        losses * jax.lax.stop_gradient((losses >= losses.mean()).astype(losses.dtype))
+    ),
+}
+
+
+@pytest.mark.parametrize("name", STOPPED)
+def test_examples_may_meet_where_no_derivative_goes(name: str) -> None:
+    case = CASES["mlp"]
+
+    def loss(params: Any, inputs: Any, labels: jax.Array) -> Any:
+        return STOPPED[name](case.loss(params, inputs, labels))
+
+    given = case.params, case.inputs, LABELS
+    chex.assert_trees_all_close(
+        *(
+            jax.jit(pcn_value_and_grad(loss, NUM_CLASSES, path=path))(*given)
+            for path in ("fused", "masked")
+        ),
+        rtol=1e-4,
+        atol=1e-6,
+    )
+
+
+def test_a_parameter_behind_no_derivative_does_not_move() -> None:
+    def loss(params: Any, inputs: jax.Array, labels: jax.Array) -> jax.Array:
+        gate = jax.lax.stop_gradient(jax.nn.sigmoid(inputs @ params["gate"]))
+        return cross_entropy(gate * (inputs @ params["kernel"]), labels)
+
+    params = {"gate": normal(0, 6, NUM_CLASSES), "kernel": normal(1, 6, NUM_CLASSES)}
+    given = params, normal(2, len(LABELS), 6), LABELS
+    (_, fused_direction), (_, expected) = (
+        pcn_value_and_grad(loss, NUM_CLASSES, path=path)(*given)
+        for path in ("fused", "masked")
+    )
+    chex.assert_trees_all_close(fused_direction, expected, rtol=1e-4, atol=1e-6)
+    assert not fused_direction["gate"].any()

@@ -141,6 +141,16 @@ def dependent_on(program: Program, slots: Iterable[Slot]) -> set[Slot]:
     return found
 
 
+def leading_to(program: Program, results: Iterable[Slot]) -> set[Slot]:
+    """The slots by which the derivative of some results is not zero, and those."""
+    found = set(results)
+    for equation in reversed(program.equations):
+        stops = equation.primitive == "stop_gradient"
+        if found.intersection(equation.outputs) and not stops:
+            found.update(equation.inputs)
+    return found
+
+
 def evaluate(
     program: Program,
     args: Iterable[Any],

@@ -277,8 +277,13 @@ def lookup_factors(site: Site, taps: Taps) -> tuple[jax.Array, jax.Array]:
     x, (cotangent,), (out_axis,) = site.operand, taps.cotangents, site.out_axes
     axis, last = site.axes[x], taps.values[x].ndim - 1
     indices = jnp.moveaxis(taps.values[x].squeeze(last), axis or 0, 0)
-    # Signed, as -1 is; what is too large for it was outside of any table.
-    indices = indices.astype(jnp.int64 if indices.dtype.itemsize > 4 else jnp.int32)
+    # Signed, as -1 is; what is too large for that is outside of any table.
+    signed = jnp.int64 if indices.dtype.itemsize > 4 else jnp.int32
+    most = min(
+        jnp.iinfo(kind).max  # type: ignore[no-untyped-call]
+        for kind in (indices.dtype, signed)
+    )
+    indices = jnp.minimum(indices, jnp.asarray(most, indices.dtype)).astype(signed)
     length = site.param_shape[0]
     if "CLIP" in str(site.equation.params["mode"]):
         indices = jnp.clip(indices, 0, length - 1)

@@ -18,6 +18,7 @@ from pcn_jax.fused.program import (
     dependent_on,
     evaluate,
     flatten,
+    leading_to,
     needed_for,
 )
 from pcn_jax.fused.sites import Site, Taps, find_sites
@@ -96,7 +97,7 @@ def trace(
     known, found = follow_examples(
         _of_losses(program),
         axes,
-        dependent_on(_of_losses(program), slots),
+        _with_derivative(_of_losses(program), slots),
         freeze=freeze,
     )
     if known[program.outputs[0]] != 0:
@@ -106,7 +107,7 @@ def trace(
         statistics = needed_for(program, found)._replace(outputs=found)
         program = _given(program, found)
     of_losses = _of_losses(program)
-    depends = dependent_on(of_losses, slots)
+    depends = _with_derivative(of_losses, slots)
     if any(
         jnp.issubdtype(program.types[x].dtype, jnp.complexfloating) for x in depends
     ):
@@ -138,6 +139,11 @@ def _given(program: Program, slots: list[Slot]) -> Program:
     """The same with some of its values as further arguments."""
     others = [x for x in program.equations if not set(slots).intersection(x.outputs)]
     return program._replace(equations=others, inputs=[*program.inputs, *slots])
+
+
+def _with_derivative(program: Program, slots: Sequence[Slot]) -> set[Slot]:
+    """The slots through which a derivative goes from the losses to some slots."""
+    return dependent_on(program, slots) & leading_to(program, program.outputs)
 
 
 def _of_losses(program: Program) -> Program:
