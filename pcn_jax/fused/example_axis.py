@@ -62,9 +62,10 @@ def follow_examples(
     Args:
       program: A program without equations that its outputs do not need.
       axes: Axis of each of its inputs.
-      depends: The slots that depend on parameters; `None` for any. In the others
+      depends: The slots through which a derivative goes to parameters. In the others
         examples may meet as they like: whatever is in the place of an example is its
-        own, since no gradient goes through it to the others.
+        own, since no gradient goes through it to the others. `None` for any, in a part
+        of a program, which may also run on some of the examples.
       freeze: Whether they may also meet in statistics, because those are held fixed.
 
     Returns:
