@@ -121,7 +121,6 @@ _NOT_RUN = """## Not run
   accelerator. Learning rates below 0.001 for the methods whose best that is (see C8).
 - CIFAR-100; animals against vehicles, horse against deer and five classes but in C8,
   C11 and C12.
-- PCNSGD+R on ResNet-32.
 - The two halves of a class against all pairs of its examples in training: their spread
   is in the figure of C10.
 - Several seeds in the search of learning rates on CIFAR-10, but on animals against
