@@ -205,6 +205,23 @@ def scalars(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
     return jnp.square(hidden.sum(axis=1) - y.astype(x.dtype))
 
 
+def of_frames(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
+    """Each frame of a film by itself, and a frame after the other."""
+    frames = x.reshape(-1, 4, *x.shape[2:])
+    maps = conv(frames, params["kernel"], padding="SAME")
+    maps = jnp.tanh(maps + params["bias"][None, None, None])
+    hidden = maps.mean(axis=(1, 2)) * params["scale"][None]
+    hidden = jnp.tanh(hidden @ params["w"]).reshape(len(x), 2, -1)
+    return cross_entropy(dense((hidden @ params["w"]).sum(axis=1), params["head"]), y)
+
+
+def of_tokens(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
+    """A loss for each token, all tokens on one axis."""
+    log_probs = jax.nn.log_softmax(dense(params["table"][x.ravel()], params["head"]))
+    of_each = log_probs[jnp.arange(x.size), jnp.repeat(y, x.shape[1])]
+    return -of_each.reshape(x.shape).mean(axis=1)
+
+
 def of_two_inputs(params: Any, x: dict[str, jax.Array], y: jax.Array) -> jax.Array:
     hidden = dense(x["left"], params["one"]) * x["right"][:, None]
     return cross_entropy(dense(jnp.tanh(hidden), params["two"]), y)
@@ -279,6 +296,22 @@ CASES = {
         shared,
         {"w": normal(60, 6, 5), "head": layer(61, 5, NUM_CLASSES)},
         normal(3, SIZE, 6),
+    ),
+    "frames": Case(
+        of_frames,
+        {
+            "kernel": normal(70, 3, 3, 2, 4),
+            "bias": normal(71, 4),
+            "scale": 1 + normal(72, 4),
+            "w": normal(73, 4, 4),
+            "head": layer(74, 4, NUM_CLASSES),
+        },
+        IMAGES,
+    ),
+    "tokens": Case(
+        of_tokens,
+        {"table": normal(76, 5, 4), "head": layer(77, 4, NUM_CLASSES)},
+        TOKENS,
     ),
     "tied": Case(tied, {"table": normal(62, 5, 4), "w": normal(63, 4, 4)}, TOKENS),
     "normalised weights": Case(
@@ -360,8 +393,8 @@ mixed_backwards.defvjp(
 
 def merged_axes(x: jax.Array) -> jax.Array:
     """Independent, but not in a way that is followed."""
-    both = jnp.stack([x, 2 * x], axis=1).reshape(2 * len(x), -1)
-    return both.reshape(len(x), 2, -1).mean(axis=1)
+    both = jnp.stack([x, 2 * x], axis=0).reshape(2 * len(x), -1)
+    return both.reshape(2, len(x), -1).mean(axis=0)
 
 
 STATISTICS: dict[str, Callable[[jax.Array], jax.Array]] = {

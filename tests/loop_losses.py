@@ -48,6 +48,17 @@ def layers(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
     return head(params, x.mean(axis=1), y)
 
 
+def flat_layers(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
+    """All tokens of all examples are on one axis, before the loop and in it."""
+
+    def step(x: jax.Array, p: Any) -> tuple[jax.Array, None]:
+        x = block(x, p).reshape(2 * SIZE, -1) @ params["w"]
+        return x.reshape(4 * SIZE, -1), None
+
+    x, _ = lax.scan(step, x.reshape(4 * SIZE, -1), params["blocks"])
+    return head(params, x.reshape(SIZE, 4, -1).mean(axis=1), y)
+
+
 def one_layer_again(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
     """The same weights in every step, which are also counted, and rematerialised."""
     again = jax.checkpoint(lambda x: block(x, params["block"]))
@@ -234,6 +245,15 @@ def returned(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
 _SQUARES = normal(90, DEPTH, WIDTH, WIDTH)
 OPENED = {
     "layers": Case(layers, {"blocks": stacked(BLOCK), "head": HEAD}, SEQUENCES),
+    "flat layers": Case(
+        flat_layers,
+        {
+            "blocks": stacked(BLOCK),
+            "w": normal(86, 2 * WIDTH, 2 * WIDTH),
+            "head": HEAD,
+        },
+        SEQUENCES,
+    ),
     "one layer again": Case(one_layer_again, {"block": BLOCK, "head": HEAD}, SEQUENCES),
     "gated": Case(
         gated,

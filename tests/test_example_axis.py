@@ -27,6 +27,13 @@ def largest(x: jax.Array) -> jax.Array:
 APART: dict[str, Function] = {
     "transpose": lambda x: x.transpose(1, 0, 2),
     "reshape": lambda x: x.transpose(1, 2, 0).reshape(12, SIZE),
+    "several places": lambda x: x.transpose(2, 0, 1).reshape(3, SIZE * 4),
+    "all in a row": lambda x: x.ravel(),
+    "fewer places": lambda x: x.reshape(SIZE * 4, 3).reshape(SIZE * 2, 6).T,
+    "places of their own": lambda x: x.reshape(1, SIZE * 4, 3).reshape(SIZE, 2, 2, 3),
+    "places in a loop": lambda x: lax.fori_loop(
+        0, 3, lambda _, y: jnp.sin(y).reshape(SIZE * 2, -1).reshape(y.shape), x
+    ),
     "new axis": lambda x: x[:, None, :, None],
     "squeeze": lambda x: x[:, :, :1].squeeze(2),
     "reduce": lambda x: x.transpose(1, 0, 2).max(axis=(0, 2)),
@@ -80,7 +87,9 @@ TOGETHER: dict[str, Function] = {
     "slice": lambda x: x[1:],
     "strided": lambda x: x[::2],
     "padded": lambda x: jnp.pad(x, ((1, 0), (0, 0), (0, 0))),
-    "reshape": lambda x: x.reshape(SIZE * 4, 3),
+    "reshape": lambda x: x.transpose(1, 0, 2).reshape(4 * SIZE, 3),
+    "mean of places": lambda x: x.reshape(SIZE * 4, 3).mean(axis=0),
+    "reversed places": lambda x: x.reshape(SIZE * 4, 3)[::-1],
     "squeeze": lambda x: x[:1].squeeze(0),
     "concatenate": lambda x: jnp.concatenate([x, x], axis=0),
     "pick": lambda x: x[jnp.array([3, 0, 1, 2, 4])],
@@ -140,8 +149,10 @@ def test_only_its_own_slice_changes_with_an_example(name: str) -> None:
     axis = axis_of(function)
     before, after = function(X), function(X.at[changed].multiply(-1.5))
     assert type(axis) is int  # and none of NumPy
-    assert before.shape[axis] == SIZE
-    others = [np.delete(np.asarray(y), changed, axis) for y in (before, after)]
+    places, rest = divmod(before.shape[axis], SIZE)
+    assert rest == 0
+    gone = changed * places + np.arange(places)
+    others = [np.delete(np.asarray(y), gone, axis) for y in (before, after)]
     np.testing.assert_array_equal(others[0], others[1])
 
 
@@ -165,3 +176,7 @@ def test_a_value_without_examples_has_no_axis() -> None:
 def test_a_batch_of_one_example_is_not_repeated() -> None:
     with pytest.raises(NotProvenError):
         axis_of(lambda x: jnp.broadcast_to(x, (7, 4, 3)), X[:1])
+
+
+def test_a_batch_of_one_example_may_be_flattened() -> None:
+    assert axis_of(lambda x: x.reshape(4, 3).reshape(1, 4, 3).sum(axis=1), X[:1]) == 0

@@ -135,11 +135,11 @@ def test_a_path_that_is_not_there() -> None:
 
 
 FLAT: dict[str, Any] = {
-    "flat": lambda p, x: (x.reshape(-1, 6) @ p).reshape(len(x), 4, 3).mean(axis=1),
+    "flat": lambda p, x: (x.reshape(-1, 6) @ p).reshape(4, -1, 3).mean(axis=0),
     "flat and scaled": lambda p, x: (((2 * x.reshape(-1, 6).T) ** 2).T @ p).reshape(
-        len(x), 4, 3
-    )[:, 0],
-    "and back": lambda p, x: x.reshape(-1, 6).reshape(x.shape)[:, 1] @ p,
+        4, -1, 3
+    )[0],
+    "and back": lambda p, x: x.reshape(-1, 6).reshape(x.shape)[1] @ p,
 }
 
 
@@ -150,12 +150,12 @@ def test_inputs_that_lose_the_axis_of_the_examples_are_not_taken_for_parameters(
     """It would be right, and as slow as the masked path without saying so."""
 
     def loss(kernel: jax.Array, x: jax.Array, labels: jax.Array) -> jax.Array:
-        return cross_entropy(FLAT[name](kernel, x), labels)
+        return cross_entropy(FLAT[name](kernel, x.transpose(1, 0, 2)), labels)
 
     given = normal(0, 6, NUM_CLASSES), normal(1, len(LABELS), 4, 6), LABELS
     chosen = pcn_jax.pcn_plan(loss, NUM_CLASSES)(*given)
     assert chosen.path == "masked"
-    assert "reshape of (7, 4, 6) to (28, 6)" in chosen.reason
+    assert "reshape of (4, 7, 6) to (28, 6)" in chosen.reason
 
 
 def test_statistics_of_inputs_may_be_taken_of_a_flat_array() -> None:

@@ -84,6 +84,18 @@ class ClassLayout(NamedTuple):
         barrier: Callable[[jax.Array], jax.Array] = jax.lax.optimization_barrier
         return barrier(of_examples)
 
+    def repeated(self, times: int) -> "ClassLayout":
+        """The layout of a batch that has each example so many times, one by one."""
+        if times == 1:
+            return self
+        copies = jnp.arange(times, dtype=self.order.dtype)[None]
+        return self._replace(
+            rows=jnp.repeat(self.rows, times),
+            order=(self.order[:, None] * times + copies).reshape(-1),
+            starts=self.starts * times,
+            counts=self.counts * times,
+        )
+
 
 def sort_by_class(
     labels: jax.Array, num_classes: int, *, by_halves: bool = False

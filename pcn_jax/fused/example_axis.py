@@ -1,10 +1,12 @@
 """Follows the examples of a batch through a program, to prove that they never meet.
 
 Every value either has one axis that counts the examples, and then its slice for one
-example depends on no other, or it has none, and then it is the same for all of them. A
-primitive that mixes slices, or that is not known here, ends the proof; but not where no
-parameter is behind them, as where inputs are mixed with each other. Statistics, such as
-the mean of a batch, may be let pass to be held fixed.
+example depends on no other, or it has none, and then it is the same for all of them. On
+that axis each example may have several places, one after the other, as where
+`[B, T, D]` became `[B * T, D]`; its slice is then all of them. A primitive that mixes
+slices, or that is not known here, ends the proof; but not where no parameter is behind
+them, as where inputs are mixed with each other. Statistics, such as the mean of a
+batch, may be let pass to be held fixed.
 """
 
 import math
@@ -56,6 +58,7 @@ def follow_examples(
     depends: set[Slot] | None = None,
     *,
     freeze: bool = False,
+    size: int | None = None,
 ) -> Followed:
     """Finds the axis that counts the examples, of every value of a program.
 
@@ -67,6 +70,7 @@ def follow_examples(
         own, since no gradient goes through it to the others. `None` for any, in a part
         of a program, which may also run on some of the examples.
       freeze: Whether they may also meet in statistics, because those are held fixed.
+      size: How many examples there are; `None` for the length of their axes.
 
     Returns:
       The axes, and the statistics.
@@ -76,12 +80,13 @@ def follow_examples(
     """
     known: dict[Slot, Axis] = dict.fromkeys(program.constants)
     known.update(zip(program.inputs, axes, strict=True))
+    size = size or _size(program, known)
     statistics: list[Slot] = []
     # Inputs of all examples that a reshape put on one axis. A net behind them would
     # pass for a parameter, and be gone through once a class.
     spread: dict[Slot, NotProvenError] = {}
     for equation in program.equations:
-        use = _use(equation, program, known, is_whole=depends is not None)
+        use = _use(equation, program, known, size, is_whole=depends is not None)
         outputs: Sequence[Axis] = [None] * len(equation.outputs)
         lost = next((spread[x] for x in equation.inputs if x in spread), None)
         if any(axis is not None for axis in use.axes):
@@ -113,6 +118,7 @@ class _Use(NamedTuple):
       axes: Of its operands.
       shapes: Of its operands.
       results: Shapes of its results.
+      size: How many examples there are.
       whole: The program that it is in, if that always runs on the whole batch: a part,
         such as the body of a loop, may run on some examples.
     """
@@ -121,6 +127,7 @@ class _Use(NamedTuple):
     axes: list[Axis]
     shapes: list[tuple[int, ...]]
     results: list[tuple[int, ...]]
+    size: int
     whole: Program | None
 
     @property
@@ -137,6 +144,7 @@ def _use(
     equation: Equation,
     program: Program,
     known: dict[Slot, Axis],
+    size: int,
     *,
     is_whole: bool = False,
 ) -> _Use:
@@ -145,8 +153,15 @@ def _use(
         [None if slot is None else known[slot] for slot in equation.operands],
         [() if slot is None else program.shape(slot) for slot in equation.operands],
         [program.shape(slot) for slot in equation.outputs],
+        size,
         program if is_whole else None,
     )
+
+
+def _size(program: Program, axes: dict[Slot, Axis]) -> int:
+    """How many examples there are, by the inputs of a program."""
+    places = ((slot, axes[slot]) for slot in program.inputs)
+    return math.gcd(*(program.shape(x)[a] for x, a in places if a is not None))
 
 
 def _as_they_lie(use: _Use) -> Sequence[Axis]:
@@ -241,9 +256,14 @@ def _reshape(use: _Use) -> Sequence[Axis]:
     (old, *_), (result,) = use.shapes, use.results
     before = math.prod(old[: use.axis])
     if use.params.get("dimensions") is None:
-        for new, size in enumerate(result):
-            if size == old[use.axis] and math.prod(result[:new]) == before:
-                return [new]
+        # Each example may have more places than before, or fewer, but whole ones.
+        found = [
+            new
+            for new, length in enumerate(result)
+            if math.prod(result[:new]) == before and length % use.size == 0
+        ]
+        if found:
+            return [min(found, key=result.__getitem__)]
     raise NotProvenError(
         f"a reshape of {old} to {result} does not keep them on an axis"
     )
@@ -418,7 +438,7 @@ def _conv(use: _Use) -> Sequence[Axis]:
 
 def _custom_derivative(use: _Use) -> Sequence[Axis]:
     """Looks into the function and into its derivative, which may be anything."""
-    outputs = _follow_inner(flatten(use.params["call_jaxpr"]), use.axes)
+    outputs = _follow_inner(flatten(use.params["call_jaxpr"]), use.axes, use.size)
     known = dict(zip(use.equation.operands, use.axes, strict=True))
     axes = [known[slot] for slot in use.equation.inputs]
     values = use.equation.types
@@ -446,34 +466,35 @@ def _custom_derivative(use: _Use) -> Sequence[Axis]:
     with_gradient = [
         axis for axis, x in zip(outputs, results, strict=True) if is_float(x)
     ]
-    found = _follow_inner(derivative, [*with_gradient, *axes])
+    found = _follow_inner(derivative, [*with_gradient, *axes], use.size)
     if any(then not in (None, axes[k]) for k, then in zip(chosen, found, strict=True)):
         raise _mixes("a custom derivative moves the axis that counts them")
     return outputs
 
 
-def _follow_inner(program: Program, axes: Sequence[Axis]) -> list[Axis]:
+def _follow_inner(program: Program, axes: Sequence[Axis], size: int) -> list[Axis]:
     try:
-        known = follow_examples(needed_for(program, program.outputs), axes).axes
+        needed = needed_for(program, program.outputs)
+        known = follow_examples(needed, axes, size=size).axes
     except StatisticError as reason:  # of this part of the program alone
         raise NotProvenError(str(reason)) from None
     return [known[slot] for slot in program.outputs]
 
 
 def _follow_loop(
-    body: Program, axes: Sequence[Axis], carry: slice
+    body: Program, axes: Sequence[Axis], carry: slice, size: int
 ) -> tuple[list[Axis], list[Axis]]:
     """Axes of a loop's inputs and outputs, once what it carries has settled."""
     inputs = list(axes)
     while True:
-        outputs = _follow_inner(body, inputs)
-        size = len(inputs[carry])
+        outputs = _follow_inner(body, inputs, size)
+        carried = len(inputs[carry])
         joined = [
             before if after is None else after
-            for before, after in zip(inputs[carry], outputs[:size], strict=True)
+            for before, after in zip(inputs[carry], outputs[:carried], strict=True)
         ]
         if inputs[carry] == joined:
-            return inputs, [*joined, *outputs[size:]]
+            return inputs, [*joined, *outputs[carried:]]
         if any(
             before is not None and before != after
             for before, after in zip(inputs[carry], joined, strict=True)
@@ -491,12 +512,14 @@ class Scan(NamedTuple):
         is the same in all of them, and what comes after has a slice for each.
       axes: The axis that counts the examples, of each input of the body.
       results: The same of each result of the loop.
+      size: How many examples there are.
     """
 
     body: Program
     carry: slice
     axes: list[Axis]
     results: list[Axis]
+    size: int
 
 
 def follow_scan(equation: Equation, program: Program, axes: dict[Slot, Axis]) -> Scan:
@@ -513,7 +536,7 @@ def follow_scan(equation: Equation, program: Program, axes: dict[Slot, Axis]) ->
     Raises:
       NotProvenError: If examples interact in it, or may do so.
     """
-    return _follow_scan(_use(equation, program, axes))
+    return _follow_scan(_use(equation, program, axes, _size(program, axes)))
 
 
 def _follow_scan(use: _Use) -> Scan:
@@ -532,9 +555,9 @@ def _follow_scan(use: _Use) -> Scan:
         raise _mixes("a scan runs over them")
     inner = [*use.axes[:start], *(x if x is None else x - 1 for x in use.axes[start:])]
     carry = slice(start - carries, start)
-    inputs, outputs = _follow_loop(body, inner, carry)
+    inputs, outputs = _follow_loop(body, inner, carry, use.size)
     stacks = [y if y is None else y + 1 for y in outputs[carries:]]
-    return Scan(body, carry, inputs, [*outputs[:carries], *stacks])
+    return Scan(body, carry, inputs, [*outputs[:carries], *stacks], use.size)
 
 
 def _scan(use: _Use) -> Sequence[Axis]:
@@ -545,16 +568,17 @@ def _while(use: _Use) -> Sequence[Axis]:
     first, second = use.params["cond_nconsts"], use.params["body_nconsts"]
     carry = slice(second, len(use.axes) - first)
     body = flatten(use.params["body_jaxpr"])
-    inputs, outputs = _follow_loop(body, use.axes[first:], carry)
+    inputs, outputs = _follow_loop(body, use.axes[first:], carry, use.size)
     condition = flatten(use.params["cond_jaxpr"])
-    if _follow_inner(condition, [*use.axes[:first], *inputs[carry]]) != [None]:
+    given = [*use.axes[:first], *inputs[carry]]
+    if _follow_inner(condition, given, use.size) != [None]:
         raise _mixes("a loop ends when one of them says so")
     return outputs
 
 
 def _cond(use: _Use) -> Sequence[Axis]:
     branches = [
-        _follow_inner(flatten(branch), use.axes[1:])
+        _follow_inner(flatten(branch), use.axes[1:], use.size)
         for branch in use.params["branches"]
     ]
     if use.axes[0] is not None:

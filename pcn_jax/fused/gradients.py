@@ -27,6 +27,7 @@ from pcn_jax.fused.sites import (
     Taps,
     example_gradients,
     masked_gradients,
+    repeated,
     weight_gradients,
 )
 from pcn_jax.fused.tracing import Traced, pull_back_to_params, tap, weighted_gradient
@@ -114,7 +115,7 @@ def measure(
     # Small parameters: the gradients of all examples. Others: those of all classes,
     # where that is cheap or parameters are not used as they are; or neither.
     of_examples = {
-        site.params[0]: at_least_float32(example_gradients(site, taken))
+        site.params[0]: at_least_float32(example_gradients(site, taken, layout.size))
         for site, taken, _ in ways["examples"]
     }
     of_rows = _explicit_rows(ways, weights, layout)
@@ -192,6 +193,8 @@ def _scale_of_rows(
                 jnp.abs(at_least_float32(x)),
                 axis=[d for d in range(x.ndim) if d != axis],
             )
+            .reshape(layout.size, -1)
+            .max(axis=1)
             for site, taken in zip(sites, taps, strict=True)
             for axis, x in zip(site.out_axes, taken.cotangents, strict=True)
         ),
@@ -210,12 +213,21 @@ def _explicit_rows(
         _add(total, {slot: at_least_float32(x) for slot, x in grads.items()})
     for site, taken, at_once in ways["rows"]:
         if site.kind == "elementwise":
-            each = at_least_float32(example_gradients(site, taken))
+            each = at_least_float32(example_gradients(site, taken, layout.size))
             rows = strategies.sum_by_row(each, weights, layout)
         else:
-            rows = strategies.sum_rows(site, taken, weights, layout, at_once)
+            rows = strategies.sum_rows(
+                site, taken, *_places(site.size, weights, layout), at_once
+            )
         _add(total, {site.params[0]: rows})
     return total
+
+
+def _places(
+    size: int, weights: jax.Array, layout: ClassLayout
+) -> tuple[jax.Array, ClassLayout]:
+    """The batch where each example has several places on the axis of size `size`."""
+    return repeated(weights, size), layout.repeated(size // layout.size)
 
 
 def _add(total: dict[Slot, jax.Array], more: dict[Slot, jax.Array]) -> None:
@@ -235,19 +247,25 @@ def _sums(
     found = [strategies.RowSums(zeros, zeros if layout.by_halves else None)]
     found += [strategies.row_sums(x, layout) for x in matrices]
     found += [
-        strategies.stream_sums(site, taken, weights, layout, at_once)
+        strategies.stream_sums(
+            site, taken, *_places(site.size, weights, layout), at_once
+        )
         for site, taken, at_once in ways["stream"]
     ]
     found += [
-        strategies.lookup_sums(site, taken, weights, layout)
+        strategies.lookup_sums(site, taken, *_places(site.size, weights, layout))
         for site, taken, _ in ways["lookup"]
     ]
     singles = zeros
-    for tokens in sorted({source.tokens for source in sources}):
-        alike = [source for source in sources if source.tokens == tokens]
-        sites = [site for site, _, _ in ways["pairs"] if site.tokens == tokens]
-        block = block_size(layout.size, layout.num_rows, tokens, sites)
-        of_pairs = pairs.pair_sums(alike, weights, layout, block)
+    for size, tokens in sorted({(source.size, source.tokens) for source in sources}):
+        alike = [x for x in sources if (x.size, x.tokens) == (size, tokens)]
+        sites = [
+            site
+            for site, _, _ in ways["pairs"]
+            if (site.size, site.tokens) == (size, tokens)
+        ]
+        block = block_size(size, layout.num_rows, tokens, sites)
+        of_pairs = pairs.pair_sums(alike, *_places(size, weights, layout), block)
         found.append(strategies.RowSums(of_pairs.squares, of_pairs.halves))
         singles += of_pairs.singles
     return jax.tree.map(lambda *x: sum(x[1:], start=x[0]), *found), singles
@@ -262,9 +280,11 @@ def _gramian(
     """Inner products of all rows `[R, R]`, and the same of the examples `[R]`."""
     singles = jnp.zeros(layout.num_rows, weights.dtype)
     parts = [wide_dot(x, x, contracted=(1, 1)) for x in matrices]
-    if sources:
-        gramian, singles = pairs.pair_gramian(sources, weights, layout)
+    for size in sorted({source.size for source in sources}):
+        alike = [source for source in sources if source.size == size]
+        gramian, more = pairs.pair_gramian(alike, *_places(size, weights, layout))
         parts.append(gramian)
+        singles += more
     return sum(parts[1:], start=parts[0]), singles
 
 

@@ -117,7 +117,7 @@ def _look_into(
     """Takes a loop apart, or finds that it has to stay whole."""
     scan = follow_scan(equation, program, axes)
     body = needed_for(scan.body, scan.body.outputs)
-    known = follow_examples(body, scan.axes).axes
+    known = follow_examples(body, scan.axes, size=scan.size).axes
     inside = _dependent_in_any_step(
         {
             inner

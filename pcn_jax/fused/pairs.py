@@ -37,11 +37,13 @@ class PairSource(NamedTuple):
         many weights of the losses to what `products` needs of these examples.
       products: From `m` and `n` examples to inner products `[m, n]`.
       tokens: `T`, the outer products that the gradient of an example is the sum of.
+      size: `B`, the examples; or all places of theirs.
     """
 
     take: Callable[[jax.Array | None, jax.Array], Any]
     products: Callable[[Any, Any], jax.Array]
     tokens: int
+    size: int
 
 
 class PairSums(NamedTuple):
@@ -78,6 +80,7 @@ def of_site(site: Site, taps: Taps) -> PairSource:
         take=functools.partial(take_examples, site, taps),
         products=functools.partial(products, site),
         tokens=site.tokens,
+        size=site.size,
     )
 
 
@@ -90,7 +93,7 @@ def of_gradients(grads: jax.Array) -> PairSource:
             taken = jnp.take(grads, positions, axis=0, mode="clip")
         return taken * weights.astype(grads.dtype)[:, None]
 
-    return PairSource(take=take, products=_row_products, tokens=1)
+    return PairSource(take, _row_products, tokens=1, size=len(grads))
 
 
 def pair_sums(

@@ -36,7 +36,7 @@ class Site(NamedTuple):
       axes: The axis that counts the examples, of each of `equation.inputs`.
       out_axes: The same, of each differentiable result.
       differentiable: Which results those are.
-      size: `B`, the examples.
+      size: `B`, the examples; or `B * k`, if each has `k` places on that axis.
       contracted: `K`, the products summed in one number of the result; 1 if there are
         none.
       tokens: `T`, how often an example uses each number of a kernel: the positions of
@@ -107,6 +107,12 @@ class Taps(NamedTuple):
 
     values: dict[Slot, jax.Array]
     cotangents: list[jax.Array]
+
+
+def repeated(of_examples: jax.Array, size: int) -> jax.Array:
+    """A quantity of each example `[B]`, given to all of its places, `[size]`."""
+    places = size // len(of_examples)
+    return of_examples if places == 1 else jnp.repeat(of_examples, places)
 
 
 def find_sites(
@@ -198,8 +204,8 @@ def masked_gradients(
     return jax.vmap(of_row)(jnp.arange(layout.num_rows, dtype=layout.rows.dtype))
 
 
-def example_gradients(site: Site, taps: Taps) -> jax.Array:
-    """Gradients of the examples `[B, *param.shape]`, at an elementwise site."""
+def example_gradients(site: Site, taps: Taps, size: int) -> jax.Array:
+    """Gradients of so many examples `[B, *param.shape]`, at an elementwise site."""
     (slot,), (axis,), (cotangent,) = site.params, site.out_axes, taps.cotangents
     param = taps.values[slot]
     if not param.ndim:
@@ -207,7 +213,7 @@ def example_gradients(site: Site, taps: Taps) -> jax.Array:
     copies = [cotangent.shape[d] if d == axis else 1 for d in range(param.ndim)]
     values = {**taps.values, slot: jnp.tile(param, copies)}  # each has its own gradient
     grads = jnp.moveaxis(_pull_back(site, values, [cotangent])[slot], axis, 0)
-    return grads.reshape(-1, *site.param_shape)
+    return grads.reshape(size, -1, *site.param_shape).sum(axis=1)
 
 
 def take_examples(
@@ -383,13 +389,12 @@ def _sum_over_tokens(
 def _weighted(
     site: Site, cotangents: Sequence[jax.Array], weights: jax.Array
 ) -> list[jax.Array]:
-    return [
-        x
-        * jnp.expand_dims(
-            weights.astype(x.dtype), [d for d in range(x.ndim) if d != axis]
-        )
-        for axis, x in zip(site.out_axes, cotangents, strict=True)
-    ]
+    weighted = []
+    for axis, x in zip(site.out_axes, cotangents, strict=True):
+        of_places = repeated(weights.astype(x.dtype), x.shape[axis])
+        others = [d for d in range(x.ndim) if d != axis]
+        weighted.append(x * jnp.expand_dims(of_places, others))
+    return weighted
 
 
 def _batch_of_one(arrays: Any, axes: Any) -> Any:
