@@ -53,7 +53,7 @@ nearly the same score for it (0.7018 at 0.03, 0.7016 at 0.1), as for PCNSGD+O (0
 and 0.7023): with the lower one the minority is learned by heart later (C12), so what is
 seen at the end is the rate more than the rule. The nets are those of C8. In the figure
 the grey line is the one rule, and what was not run has no dot. Not run: other settings
-of the smoothed norm on CNN and ResNet-32; PCNSGD+R on the latter; ResNet18."""
+of the smoothed norm on CNN and ResNet-32; ResNet18."""
 
 
 class Variant(NamedTuple):
@@ -118,8 +118,6 @@ _PLAIN: tuple[AlgorithmName, ...] = (
 )
 PLAIN = [Variant("", algorithm, {}) for algorithm in _PLAIN]
 _REFERENCES = [Variant("", "pcnsgd+r", {})]
-_TOO_LARGE = "digits-halves-resnet32"
-"""Passes over all data, as references need them, take long there."""
 _OVER, _END = "over training", "at the end"
 _MEASURES: dict[str, Callable[[Curves], np.ndarray]] = {
     _END: lambda curves: macro_recall(curves)[:, -1],
@@ -204,7 +202,7 @@ def variants(setup: str, size: Size) -> list[Variant]:
         "digits-halves": settings,
         "digits-lt": [*settings, *CLASS_MOMENTUM, *BEHIND],
     }.get(setup, everywhere)
-    return compared if setup == _TOO_LARGE else [*_REFERENCES, *compared]
+    return [*_REFERENCES, *compared]
 
 
 def _collect(setup: str, size: Size) -> _Runs:
