@@ -150,6 +150,7 @@ class TestEquality:
             "one matrix each",
             "layers",
             "one layer again",
+            "frames",
         ],
     )
     def test_the_ways_of_accelerators(
@@ -177,7 +178,9 @@ class TestEquality:
         monkeypatch.setattr(gradients, "_LARGE", 5)
         assert_as_by_a_chain(name)
 
-    @pytest.mark.parametrize("name", ["mlp", "attention", "conv", "one matrix each"])
+    @pytest.mark.parametrize(
+        "name", ["mlp", "attention", "conv", "one matrix each", "frames"]
+    )
     @pytest.mark.parametrize("block", [1, 5])
     def test_pairs_block_by_block(
         self, name: str, block: int, monkeypatch: pytest.MonkeyPatch

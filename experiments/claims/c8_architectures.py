@@ -70,7 +70,7 @@ _DRAWN: tuple[AlgorithmName, ...] = (
     "pcnsgd+o",
     "pcnsgd+o+clip",
 )
-"""With all of them no curve could be told from another."""
+"""In the figure: with all methods no curve could be told from another."""
 
 
 def find(size: Size) -> Finding:

@@ -257,6 +257,7 @@ def _reshape(use: _Use) -> Sequence[Axis]:
     before = math.prod(old[: use.axis])
     if use.params.get("dimensions") is None:
         # Each example may have more places than before, or fewer, but whole ones.
+        # Of one example any axis would do: the one that has it alone comes first.
         found = [
             new
             for new, length in enumerate(result)
