@@ -29,8 +29,8 @@ from pcn_jax.class_gradients import (
 )
 from pcn_jax.explicit_mesh import auto_sharded
 from pcn_jax.fused import gradients, tracing
+from pcn_jax.fused.axis_rules import NotProvenError, StatisticError
 from pcn_jax.fused.class_layout import sort_by_class
-from pcn_jax.fused.example_axis import NotProvenError, StatisticError
 from pcn_jax.geometry import (
     class_alignment,
     class_cosines,

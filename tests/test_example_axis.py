@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from jax import lax
 
-from pcn_jax.fused.example_axis import NotProvenError, follow_examples
+from pcn_jax.fused.axis_rules import NotProvenError
+from pcn_jax.fused.example_axis import follow_examples
 from pcn_jax.fused.program import flatten, needed_for
 
 SIZE = 5

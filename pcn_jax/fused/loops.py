@@ -20,7 +20,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from pcn_jax.fused.example_axis import Axis, Scan, follow_examples, follow_scan
+from pcn_jax.fused.axis_rules import Axis
+from pcn_jax.fused.example_axis import Scan, follow_examples, follow_scan
 from pcn_jax.fused.program import (
     Equation,
     Program,

@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from pcn_jax.fused.axis_rules import ELEMENTWISE, Axis, NotProvenError
 from pcn_jax.fused.class_layout import ClassLayout
 from pcn_jax.fused.conv import kernel_gradient
-from pcn_jax.fused.example_axis import ELEMENTWISE, Axis, NotProvenError
 from pcn_jax.fused.program import Equation, Program, Slot, is_float
 from pcn_jax.precision import at_least_float32
 

@@ -9,7 +9,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from pcn_jax.fused.example_axis import NotProvenError, follow_examples
+from pcn_jax.fused.axis_rules import NotProvenError
+from pcn_jax.fused.example_axis import follow_examples
 from pcn_jax.fused.loops import open_loops
 from pcn_jax.fused.plan import measured_in_place
 from pcn_jax.fused.program import (
