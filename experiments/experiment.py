@@ -187,12 +187,9 @@ def _groups_of_labels(
     )
 
 
-def _mlp(
-    data: str, *, batch_size: int, steps: int, search_seeds: tuple[int, ...] = (100,)
-) -> Experiment:
+def _mlp(data: str, *, batch_size: int, steps: int) -> Experiment:
     return Experiment(
         name=f"{data}-mlp",
-        search_seeds=search_seeds,
         data=DATA_SETUPS[data],
         model=ModelConfig(name="mlp", features=(32, 32)),
         train=TrainConfig(
@@ -258,9 +255,7 @@ SETUPS: dict[str, Experiment] = {
     "automobile-truck-vgg16": _automobile_truck(ModelConfig(name="vgg16")),
     "automobile-truck-mlp": _mlp("automobile-truck", batch_size=128, steps=1000),
     "horse-deer-mlp": _mlp("horse-deer", batch_size=128, steps=1000),
-    "animals-vehicles-mlp": _mlp(
-        "animals-vehicles", batch_size=1000, steps=500, search_seeds=(100, 101, 102)
-    ),
+    "animals-vehicles-mlp": _mlp("animals-vehicles", batch_size=1000, steps=500),
     "cifar10-five-mlp": _mlp("cifar10-five", batch_size=500, steps=500),
     "cifar10-multi-mlp": dataclasses.replace(
         _mlp("cifar10-multi", batch_size=500, steps=500), target_recall=0.2
