@@ -103,6 +103,33 @@ def test_norms_are_those_with_the_statistics_as_constants(name: str) -> None:
         assert_close(value.statistics.cosines, pcn_jax.class_cosines(grads), 1e-10)
 
 
+def test_statistics_over_the_frames_of_all_films() -> None:
+    """Each example has two places on the axis over which they are taken."""
+
+    def of_films(layer: Callable[[jax.Array], jax.Array]) -> Callable[..., jax.Array]:
+        def loss(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
+            hidden = dense(x.reshape(-1, x.shape[1] // 2), params["one"])
+            hidden = jnp.tanh(layer(hidden)).reshape(len(x), 2, -1).sum(axis=1)
+            return cross_entropy(dense(hidden, params["two"]), y)
+
+        return loss
+
+    layer = STATISTICS["mean and variance"]
+    with jax.enable_x64(True):
+        params, x = in_float64((CASES["mlp"].params, CASES["mlp"].inputs))
+        films = jnp.concatenate([x, jnp.sin(x)], axis=1)
+        at = dense(films.reshape(-1, x.shape[1]), params["one"])
+        mean, scale = at.mean(0, keepdims=True), 0.1 + at.std(0, keepdims=True)
+        value, direction = frozen(Case(of_films(layer), params, films))
+        fixed = Case(of_films(lambda h: (h - mean) / scale), params, films)
+        assert_close(
+            value.norms, pcn_jax.class_norms(class_gradients(fixed, LABELS)[1])
+        )
+        _, grads = class_gradients(Case(of_films(layer), params, films), LABELS)
+        expected = jax.tree.map(lambda g: jnp.tensordot(value.weights, g, 1), grads)
+        assert_close(direction, expected)
+
+
 @pytest.mark.parametrize("name", ["mlp", "conv", "attention"])
 def test_is_the_fused_path_where_examples_do_not_meet(name: str) -> None:
     case = CASES[name]
