@@ -222,6 +222,35 @@ def of_tokens(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
     return -of_each.reshape(x.shape).mean(axis=1)
 
 
+def with_margins(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
+    """Rare classes have to be ahead by more, as in LDAM (Cao et al., 2019)."""
+    margins = jnp.linspace(0.1, 0.5, NUM_CLASSES)
+    logits = dense(jnp.tanh(dense(x, params["one"])), params["two"])
+    return cross_entropy(logits.at[jnp.arange(len(y)), y].add(-margins[y]), y)
+
+
+def of_graphs(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
+    """Messages between the nodes of each graph, added up where they arrive."""
+    nodes = jnp.stack([x[:, :4], x[:, 2:6], x[:, 1:5]], axis=1)
+    sender, receiver = jnp.array([0, 1, 1, 2]), (y[:, None] + jnp.arange(4)[None]) % 3
+    messages = jnp.tanh(nodes @ params["w"])[:, sender]
+    arrived = jax.vmap(lambda m, at: jax.ops.segment_sum(m, at, 3))(messages, receiver)
+    arrived = jnp.tanh(arrived + nodes @ params["own"])
+    return cross_entropy(dense(arrived.sum(axis=1), params["head"]), y)
+
+
+def with_a_place_set(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
+    """A learned token in the place of the first, and places of its own in another."""
+    hidden = (x[:, :, None] * params["in"][None, None]).at[:, 0].set(params["first"])
+    hidden = hidden.at[jnp.arange(len(y)), y, 1].add(params["added"])
+    of_labels = (
+        jnp.zeros((len(y), NUM_CLASSES))
+        .at[jnp.arange(len(y)), y]
+        .set(jnp.tanh(hidden).sum(axis=(1, 2)))
+    )
+    return cross_entropy(dense(jnp.tanh(hidden).mean(1), params["head"]) + of_labels, y)
+
+
 def of_two_inputs(params: Any, x: dict[str, jax.Array], y: jax.Array) -> jax.Array:
     hidden = dense(x["left"], params["one"]) * x["right"][:, None]
     return cross_entropy(dense(jnp.tanh(hidden), params["two"]), y)
@@ -312,6 +341,26 @@ CASES = {
         of_tokens,
         {"table": normal(76, 5, 4), "head": layer(77, 4, NUM_CLASSES)},
         TOKENS,
+    ),
+    "margins": Case(with_margins, MLP, normal(3, SIZE, 6)),
+    "graphs": Case(
+        of_graphs,
+        {
+            "w": normal(78, 4, 5),
+            "own": normal(79, 4, 5),
+            "head": layer(80, 5, NUM_CLASSES),
+        },
+        normal(3, SIZE, 6),
+    ),
+    "a place set": Case(
+        with_a_place_set,
+        {
+            "in": normal(81, 4),
+            "first": normal(82, 4),
+            "added": normal(83),
+            "head": layer(84, 4, NUM_CLASSES),
+        },
+        normal(3, SIZE, 6),
     ),
     "tied": Case(tied, {"table": normal(62, 5, 4), "w": normal(63, 4, 4)}, TOKENS),
     "normalised weights": Case(

@@ -62,6 +62,27 @@ APART: dict[str, Function] = {
         jnp.arange(SIZE)[:, None], jnp.stack([largest(x)] * 2, axis=1)
     ],
     "numbered behind": lambda x: x.transpose(1, 2, 0)[largest(x), :, jnp.arange(SIZE)],
+    "numbered, of one place": lambda x: x[jnp.arange(SIZE), 2],
+    "updates that begin elsewhere": jax.vmap(
+        lambda y: lax.dynamic_update_slice_in_dim(y, y[:1], jnp.argmax(y[:, 0]), 0)
+    ),
+    "set a place": lambda x: x.at[:, 1].set(W[1][None]),
+    "set places from others": lambda x: x.at[:, :2].set(x[:, 2:]),
+    "set a place of a constant": lambda x: jnp.zeros_like(x).at[:, 2].set(x[:, 0]),
+    "add at numbers": lambda x: x.at[jnp.arange(SIZE), largest(x), 1].add(-2.0),
+    "multiply at numbers": lambda x: x.at[jnp.arange(SIZE), 3].multiply(x[:, 0]),
+    "set numbers of a constant": lambda x: (
+        jnp.zeros((3, SIZE)).at[largest(x), jnp.arange(SIZE)].set(x[:, 0, 0])
+    ),
+    "add at numbers in two columns": lambda x: x.at[
+        jnp.arange(SIZE)[:, None], jnp.stack([largest(x)] * 2, axis=1)
+    ].add(x[:, :2]),
+    "sum of segments": jax.vmap(
+        lambda y: jax.ops.segment_sum(y, jnp.argmax(y, axis=1), 3), 0, 1
+    ),
+    "largest of segments": jax.vmap(
+        lambda y: jax.ops.segment_max(y, jnp.array([0, 2, 0, 2]), 3)
+    ),
     "product": lambda x: jnp.einsum("btd,td->bd", x, W),
     "product from the left": lambda x: jnp.tensordot(W.T, x.transpose(1, 2, 0), 1),
     "product of examples": lambda x: jnp.einsum("btd,bsd->bts", x, x),
@@ -104,8 +125,16 @@ TOGETHER: dict[str, Function] = {
         x, jnp.argmax(x[0, :, 0]), 2, 1
     ),
     "overwritten": lambda x: lax.dynamic_update_slice_in_dim(x, x[:1], jnp.int32(2), 0),
-    "updates that begin elsewhere": jax.vmap(
-        lambda y: lax.dynamic_update_slice_in_dim(y, y[:1], jnp.argmax(y[:, 0]), 0)
+    "one is set": lambda x: x.at[0].set(W),
+    "some are set": lambda x: x.at[1:3].set(W[None]),
+    "set to others": lambda x: x.at[jnp.arange(SIZE)[::-1]].set(x),
+    "added to others": lambda x: x.at[largest(x)].add(x),
+    "set at others' places": lambda x: x.at[:, largest(x)].set(1.0),
+    "histogram": lambda x: jnp.zeros(3).at[largest(x)].add(x[:, 0, 0]),
+    "segments of all": lambda x: jax.ops.segment_sum(x, largest(x), SIZE),
+    "counted twice": lambda x: x.at[jnp.arange(SIZE) // 2, largest(x)].add(x[:, 0]),
+    "added in a loop, which may run on some": lambda x: lax.fori_loop(
+        0, 2, lambda _, y: y.at[jnp.arange(SIZE), largest(y)].add(1.0), x
     ),
     "products of all pairs": lambda x: jnp.einsum("btd,ctd->bc", x, x),
     "sum of products": lambda x: jnp.einsum("btd,btd->td", x, x),

@@ -247,33 +247,73 @@ def _gather(use: Use) -> Sequence[Axis]:
     gone = {*numbers.collapsed_slice_dims, *numbers.operand_batching_dims}
     looked_up = operand in gone or operand in numbers.start_index_map
     crossed = indices is not None and use.shapes[0][operand] > 1
-    if indices is not None and _look_up_themselves(use, operand, indices):
-        return [batch[indices]]
+    if operand in numbers.start_index_map and operand in gone:
+        column = list(numbers.start_index_map).index(operand)
+        found = _counting_axis(use, [indices], column, use.shapes[0][operand])
+        if found is not None:
+            return [batch[found]]
     if crossed or looked_up or sizes[operand] != use.shapes[0][operand]:
         raise mixes("an index looks them up")
     kept = [d for d in range(len(use.shapes[0])) if d not in gone]
     return [numbers.offset_dims[kept.index(operand)]]
 
 
-def _look_up_themselves(use: Use, operand: int, axis: int) -> bool:
-    """Whether the examples do, as in `log_probs[jnp.arange(len(labels)), labels]`.
+def _scatter(use: Use) -> Sequence[Axis]:
+    numbers, (old, _, new) = use.params["dimension_numbers"], use.shapes
+    _, indices, updates = use.axes
+    window, inserted = numbers.update_window_dims, numbers.inserted_window_dims
+    batched = numbers.operand_batching_dims
+    # An axis of the indices is one of the updates, unless it has the window.
+    scattered = [d for d in range(len(new)) if d not in window]
+    gone = {*inserted, *batched}
+    kept = [d for d in range(len(old)) if d not in gone]
+    pairs: list[tuple[int, Axis, int]] = [
+        (d, i, scattered[i])
+        for d, i in zip(batched, numbers.scatter_indices_batching_dims, strict=True)
+    ]
+    pairs += [
+        (d, None, u)
+        for d, u in zip(kept, window, strict=True)
+        if old[d] == new[u] and d not in numbers.scatter_dims_to_operand_dims
+    ]
+    for column, d in enumerate(numbers.scatter_dims_to_operand_dims):
+        given = [indices, None if updates is None else _place(scattered, updates)]
+        found = _counting_axis(use, given, column, old[d]) if d in inserted else None
+        if found is not None:
+            pairs.append((d, found, scattered[found]))
+    for together in pairs:
+        if all(a in (None, b) for a, b in zip(use.axes, together, strict=True)):
+            return [together[0]]
+    raise mixes("an index says where they go")
 
-    An index has a column for each axis of the operand that is looked up; that of the
-    examples' axis must then count them.
+
+def _place(axes: Sequence[int], axis: int) -> Axis:
+    return axes.index(axis) if axis in axes else None
+
+
+def _counting_axis(use: Use, given: Iterable[Axis], column: int, size: int) -> Axis:
+    """The axis of an index along which a column of it counts all examples.
+
+    As in `log_probs[jnp.arange(len(labels)), labels]`: an index has a column for each
+    axis that is looked up.
+
+    Args:
+      use: The primitive, whose second operand is the index.
+      given: Where that axis is, as far as is known.
+      column: The one of the examples' axis.
+      size: How long that is.
     """
-    numbers, slot = use.params["dimension_numbers"], use.equation.operands[1]
-    shape, size = use.shapes[1], use.shapes[0][operand]
-    is_looked_up = operand in {*numbers.collapsed_slice_dims} & {
-        *numbers.start_index_map
-    }
-    if use.whole is None or slot is None or not is_looked_up:
-        return False
-    if axis == len(shape) - 1 or shape[axis] != size:
-        return False
-    column = list(numbers.start_index_map).index(operand)
+    slot, (*shape, _) = use.equation.operands[1], use.shapes[1]
+    known = {axis for axis in given if axis is not None}
+    if use.whole is None or slot is None or len(known) > 1:
+        return None
     found = _constant_column(use.whole, slot, column)
-    number = np.arange(size).reshape(-1, *[1] * (len(shape) - 2 - axis))
-    return found is not None and bool((found == number).all())
+    for axis in known or range(len(shape)):
+        number = np.arange(size).reshape(-1, *[1] * (len(shape) - 1 - axis))
+        is_long = axis < len(shape) and shape[axis] == size
+        if is_long and found is not None and (found == number).all():
+            return axis
+    return None
 
 
 def _constant_column(program: Program, slot: Slot, column: int) -> np.ndarray | None:
@@ -386,6 +426,10 @@ _RULES: dict[str, Rule] = {
     "dynamic_slice": _dynamic_slice,
     "dynamic_update_slice": _dynamic_update_slice,
     "gather": _gather,
+    **dict.fromkeys(
+        ["scatter", *(f"scatter-{x}" for x in ("add", "sub", "mul", "min", "max"))],
+        _scatter,
+    ),
     "dot_general": _dot_general,
     "conv_general_dilated": _conv,
 }
