@@ -251,6 +251,15 @@ def with_a_place_set(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
     return cross_entropy(dense(jnp.tanh(hidden).mean(1), params["head"]) + of_labels, y)
 
 
+def of_matrices(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
+    """A matrix of each example is inverted and factored between parameters."""
+    hidden = dense(x, params["one"]).reshape(len(x), 2, 2)
+    matrices = hidden @ hidden.transpose(0, 2, 1) + params["ridge"] * jnp.eye(2)[None]
+    solved = jnp.linalg.solve(matrices, hidden * params["scale"][None])
+    lower = jnp.linalg.cholesky(matrices)
+    return cross_entropy(dense((solved + lower).reshape(len(x), -1), params["two"]), y)
+
+
 def of_two_inputs(params: Any, x: dict[str, jax.Array], y: jax.Array) -> jax.Array:
     hidden = dense(x["left"], params["one"]) * x["right"][:, None]
     return cross_entropy(dense(jnp.tanh(hidden), params["two"]), y)
@@ -359,6 +368,16 @@ CASES = {
             "first": normal(82, 4),
             "added": normal(83),
             "head": layer(84, 4, NUM_CLASSES),
+        },
+        normal(3, SIZE, 6),
+    ),
+    "matrices": Case(
+        of_matrices,
+        {
+            "one": layer(88, 6, 4),
+            "two": layer(89, 4, NUM_CLASSES),
+            "ridge": 1 + jnp.square(normal(90)),
+            "scale": normal(91, 2, 2),
         },
         normal(3, SIZE, 6),
     ),

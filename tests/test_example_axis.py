@@ -25,6 +25,11 @@ def largest(x: jax.Array) -> jax.Array:
     return jnp.argmax(x[:, :3, 0], axis=1)
 
 
+def matrices(x: jax.Array) -> jax.Array:
+    """A positive definite one of each example, `[SIZE, 4, 4]`."""
+    return jnp.einsum("btd,bsd->bts", x, x) + jnp.eye(4)[None]
+
+
 APART: dict[str, Function] = {
     "transpose": lambda x: x.transpose(1, 0, 2),
     "reshape": lambda x: x.transpose(1, 2, 0).reshape(12, SIZE),
@@ -86,6 +91,13 @@ APART: dict[str, Function] = {
     "product": lambda x: jnp.einsum("btd,td->bd", x, W),
     "product from the left": lambda x: jnp.tensordot(W.T, x.transpose(1, 2, 0), 1),
     "product of examples": lambda x: jnp.einsum("btd,bsd->bts", x, x),
+    "cholesky": lambda x: lax.linalg.cholesky(matrices(x)),
+    "solved": lambda x: jnp.linalg.solve(matrices(x), x),
+    "inverse of each": jax.vmap(lambda y: jnp.linalg.inv(matrices(y[None])[0]), 0, 1),
+    "singular values": lambda x: jnp.linalg.svd(x, compute_uv=False),
+    "orthogonal": lambda x: jnp.linalg.qr(x)[0],
+    "eigenvalues": lambda x: jnp.linalg.eigvalsh(matrices(x)),
+    "special functions": lambda x: jax.scipy.special.gammainc(2.0, jnp.exp(x)),
     "windows": lambda x: lax.reduce_window(
         x, -jnp.inf, lax.max, (1, 2, 1), (1, 2, 1), "VALID"
     ),
@@ -162,7 +174,11 @@ TOGETHER: dict[str, Function] = {
         lambda y: y.sum() < 10, lambda y: y + 1, x
     ),
     "condition of one": lambda x: lax.cond(x[0, 0, 0] > 0, jnp.sin, jnp.cos, x),
-    "unknown": lambda x: lax.linalg.cholesky(jnp.einsum("btd,bsd->bts", x, x)),
+    "matrices across them": lambda x: jnp.linalg.qr(x.transpose(1, 0, 2))[1],
+    "solved together": lambda x: jnp.linalg.solve(
+        jnp.eye(SIZE) + x[:, 0] @ x[:, 0].T, x[:, 1]
+    ),
+    "unknown": lambda x: lax.linalg.hessenberg(matrices(x))[0],
 }
 
 

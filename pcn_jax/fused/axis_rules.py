@@ -131,6 +131,18 @@ def _along(name: str) -> Rule:
     return rule
 
 
+def _before_last(number: int) -> Rule:
+    """For primitives that work along the last axes, as of matrices: each alone."""
+
+    def rule(use: Use) -> Sequence[Axis]:
+        operand = use.axes.index(use.axis)
+        if use.axis >= len(use.shapes[operand]) - number:
+            raise mixes("something is computed along the axis that counts them")
+        return [use.axis] * len(use.results)
+
+    return rule
+
+
 def _reduce(use: Use) -> Sequence[Axis]:
     axes = use.params["axes"]
     if use.axis in axes:
@@ -381,11 +393,13 @@ def _conv(use: Use) -> Sequence[Axis]:
 ELEMENTWISE = frozenset(
     """
     abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e
-    cbrt ceil clamp clz convert_element_type copy copy_p cos cosh digamma div eq erf
-    erf_inv erfc exp exp2 expm1 floor ge gt integer_pow is_finite le lgamma log
-    log1p log2 logistic lt max min mul name ne neg nextafter not one_minus_square or
-    pow reduce_precision rem round rsqrt select_n shift_left shift_right_arithmetic
-    shift_right_logical sign sin sinh sqrt square stop_gradient sub tan tanh xor
+    cbrt ceil clamp clz convert_element_type copy copy_p cos cosh digamma
+    div eq erf erf_inv erfc exp exp2 expm1 floor ge gt igamma igamma_grad_a igammac
+    integer_pow is_finite le le_to lgamma log log1p log2 logistic lt lt_to max
+    min mul name ne neg nextafter not one_minus_square or polygamma pow
+    random_gamma_grad reduce_precision regularized_incomplete_beta rem round
+    rsqrt select_n shift_left shift_right_arithmetic shift_right_logical sign sin sinh
+    sqrt square stop_gradient sub tan tanh xor zeta
     """.split()  # noqa: SIM905
 )
 """Primitives whose operands have the shape of the result, ones, or no axes."""
@@ -407,6 +421,20 @@ _RULES: dict[str, Rule] = {
         ["cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp", "split", "top_k"],
         _along("axis"),
     ),
+    **dict.fromkeys(
+        [
+            "cholesky",
+            "eigh",
+            "householder_product",
+            "lu",
+            "qr",
+            "svd",
+            "triangular_solve",
+        ],
+        _before_last(2),
+    ),
+    "householder_product": _before_last(2),
+    "lu_pivots_to_permutation": _before_last(1),
     "sort": _along("dimension"),
     "concatenate": _along("dimension"),
     "rev": _along("dimensions"),

@@ -9,6 +9,7 @@ them, as where inputs are mixed with each other. Statistics, such as the mean of
 batch, may be let pass to be held fixed.
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -176,6 +177,19 @@ def _custom_derivative(use: Use) -> Sequence[Axis]:
     return outputs
 
 
+def _linear_solve(use: Use) -> Sequence[Axis]:
+    """Looks into the solution and into the products that its derivative is made of."""
+    given = iter(use.axes)
+    of_each = [list(itertools.islice(given, n)) for n in use.params["const_lengths"]]
+    of_rhs = list(given)
+    for body, axes in zip(use.params["jaxprs"], of_each, strict=True):
+        if body is not None:
+            found = _follow_inner(flatten(body), [*axes, *of_rhs], use.size)
+            if found != [use.axis] * len(found):
+                raise mixes("a linear solver moves the axis that counts them")
+    return [use.axis] * len(of_rhs)
+
+
 def _follow_inner(program: Program, axes: Sequence[Axis], size: int) -> list[Axis]:
     try:
         needed = needed_for(program, program.outputs)
@@ -296,6 +310,7 @@ def _cond(use: Use) -> Sequence[Axis]:
 _WITH_PROGRAMS: dict[str, Rule] = {
     "custom_jvp_call": _custom_derivative,
     "custom_vjp_call": _custom_derivative,
+    "custom_linear_solve": _linear_solve,
     "scan": _scan,
     "while": _while,
     "cond": _cond,
