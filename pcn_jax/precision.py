@@ -6,15 +6,17 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+_WIDE = jnp.float32, jnp.float64, jnp.complex64, jnp.complex128
+
 
 def at_least_float32(x: jax.Array) -> jax.Array:
-    """Casts 16-bit floats, integers and booleans to float32; leaves wider floats alone.
+    """Casts 16-bit floats, integers and booleans to float32; leaves others alone.
 
     Args:
-      x: Any real array.
+      x: Any array.
 
     Returns:
-      The same values, in float32 or float64.
+      The same values, in float32 or wider.
 
     Example:
       >>> at_least_float32(jnp.ones(2, jnp.bfloat16)).dtype
@@ -24,8 +26,8 @@ def at_least_float32(x: jax.Array) -> jax.Array:
 
 
 def sum_dtype(dtype: Any) -> Any:
-    """The dtype in which numbers of a dtype are summed: float64, or float32."""
-    return dtype if dtype in (jnp.float32, jnp.float64) else jnp.dtype(jnp.float32)
+    """The dtype in which numbers of a dtype are summed: its own, or float32."""
+    return dtype if dtype in _WIDE else jnp.dtype(jnp.float32)
 
 
 def wide_dot(

@@ -260,6 +260,17 @@ def of_matrices(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
     return cross_entropy(dense((solved + lower).reshape(len(x), -1), params["two"]), y)
 
 
+def of_spectra(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
+    """Tokens are mixed by Fourier transforms, and filtered by complex weights."""
+    hidden = dense(x, params["one"])
+    hidden += jnp.fft.fft2(hidden).real
+    spectrum = jnp.fft.rfft(hidden, axis=1)
+    spectrum *= jax.lax.complex(params["real"], params["imaginary"])[None]
+    spectrum += params["shift"].astype(spectrum.dtype)[None, None]
+    hidden = jnp.fft.irfft(spectrum, n=x.shape[1], axis=1)
+    return cross_entropy(dense(jnp.tanh(hidden).mean(axis=1), params["head"]), y)
+
+
 def of_two_inputs(params: Any, x: dict[str, jax.Array], y: jax.Array) -> jax.Array:
     hidden = dense(x["left"], params["one"]) * x["right"][:, None]
     return cross_entropy(dense(jnp.tanh(hidden), params["two"]), y)
@@ -380,6 +391,17 @@ CASES = {
             "scale": normal(91, 2, 2),
         },
         normal(3, SIZE, 6),
+    ),
+    "spectra": Case(
+        of_spectra,
+        {
+            "one": layer(92, 6, 5),
+            "real": normal(93, 3, 5),
+            "imaginary": normal(94, 3, 5),
+            "shift": normal(95, 5),
+            "head": layer(96, 5, NUM_CLASSES),
+        },
+        SEQUENCES,
     ),
     "tied": Case(tied, {"table": normal(62, 5, 4), "w": normal(63, 4, 4)}, TOKENS),
     "normalised weights": Case(
@@ -517,14 +539,7 @@ def relative_loss(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
     return losses / losses.sum()
 
 
-def complex_numbers(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
-    """Independent, but with a gradient that is not followed."""
-    scale = params["one"]["kernel"][:, :1].T.astype(jnp.complex64)
-    return mlp(params, jnp.abs(x.astype(jnp.complex64) * scale), y)
-
-
 INTERACTING = {
     **{name: mixed_hidden(x) for name, x in (STATISTICS | MIXTURES).items()},
     "relative loss": relative_loss,
-    "complex numbers": complex_numbers,
 }

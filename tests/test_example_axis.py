@@ -97,6 +97,7 @@ APART: dict[str, Function] = {
     "singular values": lambda x: jnp.linalg.svd(x, compute_uv=False),
     "orthogonal": lambda x: jnp.linalg.qr(x)[0],
     "eigenvalues": lambda x: jnp.linalg.eigvalsh(matrices(x)),
+    "spectrum": lambda x: jnp.abs(jnp.fft.rfft(x, axis=1)),
     "special functions": lambda x: jax.scipy.special.gammainc(2.0, jnp.exp(x)),
     "windows": lambda x: lax.reduce_window(
         x, -jnp.inf, lax.max, (1, 2, 1), (1, 2, 1), "VALID"
@@ -175,6 +176,8 @@ TOGETHER: dict[str, Function] = {
     ),
     "condition of one": lambda x: lax.cond(x[0, 0, 0] > 0, jnp.sin, jnp.cos, x),
     "matrices across them": lambda x: jnp.linalg.qr(x.transpose(1, 0, 2))[1],
+    "spectrum of them": lambda x: jnp.fft.fft(x, axis=0).real,
+    "spectrum over them, too": lambda x: jnp.fft.fftn(x).imag,
     "solved together": lambda x: jnp.linalg.solve(
         jnp.eye(SIZE) + x[:, 0] @ x[:, 0].T, x[:, 1]
     ),

@@ -143,6 +143,10 @@ def _before_last(number: int) -> Rule:
     return rule
 
 
+def _fft(use: Use) -> Sequence[Axis]:
+    return _before_last(len(use.params["fft_lengths"]))(use)
+
+
 def _reduce(use: Use) -> Sequence[Axis]:
     axes = use.params["axes"]
     if use.axis in axes:
@@ -393,11 +397,11 @@ def _conv(use: Use) -> Sequence[Axis]:
 ELEMENTWISE = frozenset(
     """
     abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e
-    cbrt ceil clamp clz convert_element_type copy copy_p cos cosh digamma
+    cbrt ceil clamp clz complex conj convert_element_type copy copy_p cos cosh digamma
     div eq erf erf_inv erfc exp exp2 expm1 floor ge gt igamma igamma_grad_a igammac
-    integer_pow is_finite le le_to lgamma log log1p log2 logistic lt lt_to max
+    imag integer_pow is_finite le le_to lgamma log log1p log2 logistic lt lt_to max
     min mul name ne neg nextafter not one_minus_square or polygamma pow
-    random_gamma_grad reduce_precision regularized_incomplete_beta rem round
+    random_gamma_grad real reduce_precision regularized_incomplete_beta rem round
     rsqrt select_n shift_left shift_right_arithmetic shift_right_logical sign sin sinh
     sqrt square stop_gradient sub tan tanh xor zeta
     """.split()  # noqa: SIM905
@@ -433,7 +437,7 @@ _RULES: dict[str, Rule] = {
         ],
         _before_last(2),
     ),
-    "householder_product": _before_last(2),
+    "fft": _fft,
     "lu_pivots_to_permutation": _before_last(1),
     "sort": _along("dimension"),
     "concatenate": _along("dimension"),

@@ -27,7 +27,14 @@ from pcn_jax.fused.axis_rules import (
     mixes,
     rule_of,
 )
-from pcn_jax.fused.program import Equation, Program, Slot, flatten, is_float, needed_for
+from pcn_jax.fused.program import (
+    Equation,
+    Program,
+    Slot,
+    flatten,
+    has_gradient,
+    needed_for,
+)
 
 
 class Followed(NamedTuple):
@@ -150,7 +157,7 @@ def _custom_derivative(use: Use) -> Sequence[Axis]:
     chosen = [
         k
         for k, (axis, value) in enumerate(zip(axes, values, strict=True))
-        if axis is not None and is_float(value)
+        if axis is not None and has_gradient(value)
     ]
 
     def pullback(cotangents: list[jax.Array], values: list[jax.Array]) -> Any:
@@ -158,18 +165,18 @@ def _custom_derivative(use: Use) -> Sequence[Axis]:
             given = list(values)
             for k, value in zip(chosen, some, strict=True):
                 given[k] = value
-            return [x for x in use.equation.apply(*given) if is_float(x)]
+            return [x for x in use.equation.apply(*given) if has_gradient(x)]
 
         return jax.vjp(function, *(values[k] for k in chosen))[1](cotangents)
 
     results = jax.eval_shape(use.equation.apply, *values)
-    cotangents = [x for x in results if is_float(x)]
+    cotangents = [x for x in results if has_gradient(x)]
     # Whose own parts may be the function again, as in logaddexp; nobody differentiates
     # them a second time.
     pulled_back = jax.make_jaxpr(pullback)(cotangents, values)
     derivative = flatten(pulled_back, differentiable=False)
     with_gradient = [
-        axis for axis, x in zip(outputs, results, strict=True) if is_float(x)
+        axis for axis, x in zip(outputs, results, strict=True) if has_gradient(x)
     ]
     found = _follow_inner(derivative, [*with_gradient, *axes], use.size)
     if any(then not in (None, axes[k]) for k, then in zip(chosen, found, strict=True)):

@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 
 import jax
 
-from pcn_jax.fused.program import Program, Slot
+from pcn_jax.fused.program import Program, Slot, is_complex
 from pcn_jax.fused.sites import Site
 
 Way = Literal["pairs", "rows", "stream", "examples", "lookup", "masked"]
@@ -246,8 +246,8 @@ def measured_in_place(
             uses[slot] = uses.get(slot, 0) + 1
 
     def is_view(slot: Slot) -> bool:
-        if uses.get(slot) != 1:
-            return False
+        if uses.get(slot) != 1 or is_complex(program.types[slot]):
+            return False  # a complex gradient has a part that the parameter's lacks
         if slot in leaves:
             return True
         equation = made_by.get(slot)

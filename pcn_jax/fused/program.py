@@ -212,6 +212,11 @@ def _opened(jaxpr: Any) -> tuple[core.Jaxpr, Iterable[Any]]:
     return jaxpr, ()
 
 
-def is_float(x: Any) -> bool:
+def has_gradient(x: Any) -> bool:
     """Whether gradients flow to a value of this type."""
-    return bool(jnp.issubdtype(x.dtype, jnp.floating))
+    return bool(jnp.issubdtype(x.dtype, jnp.inexact))
+
+
+def is_complex(x: Any) -> bool:
+    """Whether a value of this type is of complex numbers."""
+    return bool(jnp.issubdtype(x.dtype, jnp.complexfloating))

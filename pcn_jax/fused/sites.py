@@ -17,7 +17,7 @@ from jax import lax
 from pcn_jax.fused.axis_rules import ELEMENTWISE, Axis, NotProvenError
 from pcn_jax.fused.class_layout import ClassLayout
 from pcn_jax.fused.conv import kernel_gradient
-from pcn_jax.fused.program import Equation, Program, Slot, is_float
+from pcn_jax.fused.program import Equation, Program, Slot, has_gradient, is_complex
 from pcn_jax.precision import at_least_float32
 
 Kind = Literal["dense", "product", "conv", "lookup", "elementwise", "other"]
@@ -137,14 +137,16 @@ def find_sites(
         params = tuple(
             slot
             for slot in dict.fromkeys(equation.inputs)
-            if slot in depends and axes[slot] is None and is_float(program.types[slot])
+            if slot in depends
+            and axes[slot] is None
+            and has_gradient(program.types[slot])
         )
         if any(
             all(0 in program.shape(slot) for slot in slots)
             for slots in (params, equation.outputs)
         ):
             continue  # no parameter, or none with numbers, or nothing comes of it
-        differentiable = tuple(is_float(program.types[x]) for x in equation.outputs)
+        differentiable = tuple(has_gradient(program.types[x]) for x in equation.outputs)
         found = list(
             itertools.compress((axes[x] for x in equation.outputs), differentiable)
         )
@@ -307,6 +309,8 @@ def _kind(  # noqa: PLR0911
 ) -> Kind:
     name, operands, param = equation.primitive, equation.operands, params[0]
     if len(params) > 1 or len(equation.outputs) > 1 or operands.count(param) > 1:
+        return "other"
+    if is_complex(program.types[equation.outputs[0]]):
         return "other"
     if name in ELEMENTWISE:
         axis, shape = axes[equation.outputs[0]], program.shape(param)

@@ -109,10 +109,6 @@ def trace(
         program = _given(program, found)
     of_losses = _of_losses(program)
     depends = _with_derivative(of_losses, slots)
-    if any(
-        jnp.issubdtype(program.types[x].dtype, jnp.complexfloating) for x in depends
-    ):
-        raise NotProvenError("gradients of complex numbers are not followed")
     opened = open_loops(program, known, depends)
     program = opened.program
     of_losses = _of_losses(program)
