@@ -253,9 +253,7 @@ SETUPS: dict[str, Experiment] = {
         ModelConfig(name="resnet18", stem="imagenet")
     ),
     "automobile-truck-vgg16": _automobile_truck(ModelConfig(name="vgg16")),
-    "automobile-truck-mlp": dataclasses.replace(
-        _mlp("automobile-truck", batch_size=128, steps=1000), search_seeds=(100,)
-    ),
+    "automobile-truck-mlp": _mlp("automobile-truck", batch_size=128, steps=1000),
     "horse-deer-mlp": _mlp("horse-deer", batch_size=128, steps=1000),
     "animals-vehicles-mlp": _mlp("animals-vehicles", batch_size=1000, steps=500),
     "cifar10-five-mlp": _mlp("cifar10-five", batch_size=500, steps=500),

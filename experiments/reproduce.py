@@ -88,8 +88,8 @@ the runs of a seed start from the same parameters and see the same data. In tabl
 (parentheses): the least and the largest of the seeds. There are five; on automobile
 and truck ten, but in C2 to C4, C8 and C12. Recalls are of test data at the last step
 unless said otherwise. Learning rates come from one grid
-for all methods (of Adam another), chosen on validation data with other seeds (one on
-CIFAR-10, but three on animals-vehicles; two or three on digits), and are kept in
+for all methods (of Adam another), chosen on validation data with other seeds (three;
+two on digits-halves; one of CNN, VGG16 and ResNet18), and are kept in
 [experiments/learning_rates](experiments/learning_rates). A claim *holds* if
 everything that is listed under it was seen, each with its whole interval; it *holds
 in part* if some was. On normal data these intervals do cover 95 %; those by bootstrap
@@ -123,10 +123,7 @@ _NOT_RUN = """## Not run
   C11 and C12.
 - The two halves of a class against all pairs of its examples in training: their spread
   is in the figure of C10.
-- Several seeds in the search of learning rates of automobiles and trucks: it had one.
-  On three, the MLP's scores do not tell the rates of GD and SGD apart, since neither
-  learns the minority soon, and larger ones come first, at which the loss of GD rises a
-  lot and the delay is not seen (C2): what is said of both holds at the rates given.
+- Several seeds in the search of learning rates of CNN, VGG16 and ResNet18.
 """
 
 

@@ -30,6 +30,11 @@ from pcn_jax.training import (
 FOLDERS: dict[Size, Path] = {"fast": Path("runs/reproduce"), "full": Path("results")}
 BINARY: dict[Size, str] = {"fast": "digits-halves", "full": "automobile-truck-mlp"}
 MANY: dict[Size, str] = {"fast": "digits-lt", "full": "cifar10-multi-mlp"}
+SLOW: dict[Size, float | None] = {"fast": None, "full": 0.03}
+"""A learning rate at which GD and SGD follow the flow of the gradient, as in theory.
+
+The search takes larger ones, since neither learns the minority soon at any.
+"""
 _DIGITS = 5
 _COMMAND = "python -m experiments.reproduce"
 
@@ -129,6 +134,12 @@ def with_enough_seeds(name: str, size: Size) -> Experiment:
     if name == BINARY[size]:
         return dataclasses.replace(setup, seeds=tuple(range(10)))
     return setup
+
+
+def slowly(experiment: Experiment, rate: float) -> Experiment:
+    """The set-up at a learning rate that was not searched, under a name of its own."""
+    name = f"{experiment.name}/slow"
+    return dataclasses.replace(experiment, name=name, learning_rate=rate)
 
 
 def _train(

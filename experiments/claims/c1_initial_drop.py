@@ -12,8 +12,17 @@ from experiments.claims.measures import (
     drop_length,
     recall_lost,
 )
+from experiments.experiment import Experiment
 from experiments.intervals import difference, interval, spread
-from experiments.study import BINARY, Study, collect, with_enough_seeds
+from experiments.study import (
+    BINARY,
+    SLOW,
+    Curves,
+    Study,
+    collect,
+    slowly,
+    with_enough_seeds,
+)
 from pcn_jax.training import ALGORITHMS, AlgorithmName
 
 TITLE = (
@@ -21,6 +30,7 @@ TITLE = (
     "under PCNGD they do not"
 )
 _TENTH = 0.1
+_UNBALANCED: tuple[AlgorithmName, ...] = ("gd", "sgd")
 
 
 def find(size: Size) -> Finding:
@@ -32,49 +42,27 @@ def find(size: Size) -> Finding:
     Returns:
       The finding.
     """
-    study = collect(with_enough_seeds(BINARY[size], size), size)
-    depths = {name: drop_depth(curves) for name, curves in study.items()}
-    falls = {n: recall_lost(curves, at_first=True) for n, curves in study.items()}
-    effects = []
-    names: tuple[AlgorithmName, ...] = ("gd", "sgd")
-    for name in names:
-        rise, fall = interval(depths[name]), interval(falls[name])
-        label = ALGORITHMS[name].label
-        effects += [
-            Effect.of(
-                f"{label}: the minority's loss rises by {rise}", rise.is_above(0)
-            ),
-            Effect.of(
-                f"{label}: its test recall falls by {fall} at first", fall.is_above(0)
-            ),
-        ]
-    rise, fall = interval(depths["pcngd"]), interval(falls["pcngd"])
-    less = difference(depths["pcngd"], depths["gd"])
-    fewer = difference(falls["pcngd"], falls["gd"])
-    effects += [
-        Effect.of(
-            f"PCNGD: it rises by {rise}, not a tenth of what it does under GD",
-            rise.is_below(_TENTH * depths["gd"].mean()),
-        ),
-        Effect.of(f"PCNGD's rise minus GD's: {less}", less.is_below(0)),
-        Effect.of(
-            f"PCNGD: recall falls by {fall} at first, not a tenth of what it does "
-            "under GD",
-            fall.is_below(_TENTH * falls["gd"].mean()),
-            asserted=False,
-        ),
-        Effect.of(f"PCNGD's fall minus GD's: {fewer}", fewer.is_below(0)),
+    setup = with_enough_seeds(BINARY[size], size)
+    study, slow = collect(setup, size), _at_the_slow_rate(setup, size)
+    at = f" at {SLOW[size]:g}" if slow else ""
+    effects = [
+        *_of_unbalanced(slow, at),
+        *_of_unbalanced({name: study[name] for name in _UNBALANCED}),
     ]
+    for where, found in ((at, slow), ("", study)):
+        if "gd" in found:
+            effects += _of_pcngd(study["pcngd"], found["gd"], f"GD{where}")
     rows = [
         [
-            ALGORITHMS[name].label,
+            ALGORITHMS[name].label + where,
             f"{curves.learning_rate:g}",
-            spread(depths[name]),
+            spread(drop_depth(curves)),
             spread(drop_length(curves)),
-            spread(falls[name]),
+            spread(recall_lost(curves, at_first=True)),
             spread(recall_lost(curves)),
         ]
-        for name, curves in study.items()
+        for where, found in ((at, slow), ("", study))
+        for name, curves in found.items()
     ]
     head = [
         "",
@@ -88,13 +76,56 @@ def find(size: Size) -> Finding:
         title=TITLE,
         effects=effects,
         table=tabulate(rows, head, tablefmt="github"),
-        draw=functools.partial(_draw, study),
+        draw=functools.partial(_draw, study | slow),
         notes="Steps: until the minority's loss is back where it started, one more "
         "than were run where it is not. At first: in the first tenth of the run. In "
         "all, recall falls under PCNGD, too: late and slowly, of nets that guess the "
         "minority nearly always before they are trained. The figure is cut off at 3.5 "
-        "times the loss at the start.",
+        "times the loss at the start" + (f"; GD and SGD are those{at}." if at else "."),
     )
+
+
+def _at_the_slow_rate(setup: Experiment, size: Size) -> Study:
+    rate = SLOW[size]
+    return collect(slowly(setup, rate), size, algorithms=_UNBALANCED) if rate else {}
+
+
+def _of_unbalanced(study: Study, at: str = "") -> list[Effect]:
+    effects = []
+    for name, curves in study.items():
+        rise = interval(drop_depth(curves))
+        fall = interval(recall_lost(curves, at_first=True))
+        label = ALGORITHMS[name].label + at
+        effects += [
+            Effect.of(
+                f"{label}: the minority's loss rises by {rise}", rise.is_above(0)
+            ),
+            Effect.of(
+                f"{label}: its test recall falls by {fall} at first", fall.is_above(0)
+            ),
+        ]
+    return effects
+
+
+def _of_pcngd(pcngd: Curves, gd: Curves, label: str) -> list[Effect]:
+    depths = [drop_depth(curves) for curves in (pcngd, gd)]
+    falls = [recall_lost(curves, at_first=True) for curves in (pcngd, gd)]
+    rise, fall = interval(depths[0]), interval(falls[0])
+    less, fewer = difference(*depths), difference(*falls)
+    return [
+        Effect.of(
+            f"PCNGD: it rises by {rise}, not a tenth of what it does under {label}",
+            rise.is_below(_TENTH * depths[1].mean()),
+        ),
+        Effect.of(f"PCNGD's rise minus that of {label}: {less}", less.is_below(0)),
+        Effect.of(
+            f"PCNGD: recall falls by {fall} at first, not a tenth of what it does "
+            f"under {label}",
+            fall.is_below(_TENTH * falls[1].mean()),
+            asserted=False,
+        ),
+        Effect.of(f"PCNGD's fall minus that of {label}: {fewer}", fewer.is_below(0)),
+    ]
 
 
 def _draw(study: Study) -> Figure:

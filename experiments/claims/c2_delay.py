@@ -19,7 +19,7 @@ from experiments.claims.measures import (
 from experiments.experiment import Experiment
 from experiments.figures import COLOURS, LINES, STYLE
 from experiments.intervals import Interval, difference, interval, spread
-from experiments.study import Study, binary, collect
+from experiments.study import SLOW, Curves, binary, collect, slowly
 from pcn_jax.training import ALGORITHMS, AlgorithmName
 
 TITLE = "Learning of the minority is delayed, and the delay grows with the imbalance"
@@ -46,6 +46,20 @@ COMPARED: dict[Size, tuple[AlgorithmName, ...]] = {
 }
 _AS_NOISY: tuple[AlgorithmName, ...] = ("pcnsgd", "pcnsgd+clip")
 """PCN that does not counter the noise of the minority's batches: see C5."""
+_UNBALANCED: tuple[AlgorithmName, ...] = ("gd", "sgd")
+
+
+class Line(NamedTuple):
+    """An algorithm at the learning rate that was found for it, or at a given one."""
+
+    algorithm: AlgorithmName
+    rate: float | None = None
+
+    @property
+    def label(self) -> str:
+        """In tables and figures."""
+        at = f" at {self.rate:g}" if self.rate else ""
+        return ALGORITHMS[self.algorithm].label + at
 
 
 class Delays(NamedTuple):
@@ -69,23 +83,25 @@ def find(size: Size) -> Finding:
       The finding.
     """
     ratios = RATIOS[size]
-    studies = {ratio: _study(ratio, size) for ratio in ratios}
-    delays = {name: _delays(studies, name) for name in COMPARED[size]}
-    effects = [_effect(name, delays) for name in delays if name not in _AS_NOISY]
+    studies = {
+        line: {ratio: _curves(line, ratio, size) for ratio in ratios}
+        for line in _lines(size)
+    }
+    delays = {line: _delays(of_ratios) for line, of_ratios in studies.items()}
     rows = [
         [
-            ALGORITHMS[name].label,
+            line.label,
             *(spread(of_ratio) for of_ratio in found.steps.T),
             spread(found.powers),
             spread(found.powers_of_imbalance),
         ]
-        for name, found in delays.items()
+        for line, found in delays.items()
     ]
     ratio_names = [f"{ratio} : 1" for ratio in ratios]
     drops = [
-        [f"{ALGORITHMS[name].label}, {what}"]
-        + [spread(measure(study[name])) for study in studies.values()]
-        for name in delays
+        [f"{line.label}, {what}"]
+        + [spread(measure(curves)) for curves in of_ratios.values()]
+        for line, of_ratios in studies.items()
         for what, measure in (("rise", drop_depth), ("steps", drop_length))
     ]
     tables = (
@@ -99,7 +115,7 @@ def find(size: Size) -> Finding:
     )
     return Finding(
         title=TITLE,
-        effects=effects,
+        effects=_effects(delays),
         table="\n\n".join(tables),
         draw=functools.partial(_draw, delays, ratios),
         notes=_notes(size),
@@ -116,9 +132,9 @@ def _notes(size: Size) -> str:
         f"{binary(size).train.steps:,} steps were run{longer}. In the first table: "
         "steps from which on the minority's training loss is below that of guessing, "
         "ln C; one more than were run where it was not at the end, which makes powers "
-        "too small. Most of the power is from balanced classes "
-        "to 3 : 1; that from there on is beside it. All ratios have the learning rates "
-        "found at 7 : 1. Lines of the figure are geometric means over seeds, dots are "
+        "too small. Most of the power is from balanced classes to 3 : 1; that from "
+        "there on is beside it. All ratios have the learning rates found at 7 : 1, or "
+        "that given. Lines of the figure are geometric means over seeds, dots are "
         "seeds. Not recall, because an untrained net may have it by chance, and "
         "because of few examples that are fitted it does not last on test data. PCNGD "
         "learns the minority within steps at every ratio, and loses it again late "
@@ -127,37 +143,45 @@ def _notes(size: Size) -> str:
     )
 
 
-def _study(ratio: int, size: Size) -> Study:
+def _lines(size: Size) -> list[Line]:
+    slow = SLOW[size]
+    given = [Line(name, slow) for name in _UNBALANCED] if slow else []
+    return [*given, *map(Line, COMPARED[size])]
+
+
+def _curves(line: Line, ratio: int, size: Size) -> Curves:
     base = binary(size)
     experiment = _at(base, ratio, RATES[size])
-    study: Study = {}
-    for name in COMPARED[size]:
-        chosen, (steps, first) = experiment, _LONGER[size].get(name, (0, np.inf))
-        if ratio >= first:
-            chosen = dataclasses.replace(
-                experiment,
-                name=f"{experiment.name}/longer",
-                train=dataclasses.replace(experiment.train, steps=steps),
-            )
-        study |= collect(chosen, size, algorithms=[name], rates_of=base)
-    return study
-
-
-def _effect(name: AlgorithmName, delays: Mapping[AlgorithmName, Delays]) -> Effect:
-    label = ALGORITHMS[name].label
-    if name in ("gd", "sgd"):
-        power, later = map(interval, delays[name][1:])
-        return Effect.of(
-            f"{label}: steps until the minority is learned grow as the imbalance to "
-            f"the power {power}, and from 3 : 1 on {later}",
-            power.is_above(0),
-            later.is_above(0),
+    steps, first = _LONGER[size].get(line.algorithm, (0, np.inf))
+    if ratio >= first:
+        experiment = dataclasses.replace(
+            experiment,
+            name=f"{experiment.name}/longer",
+            train=dataclasses.replace(experiment.train, steps=steps),
         )
-    other: AlgorithmName = "gd" if name == "pcngd" else "sgd"
-    less = difference(delays[name].powers, delays[other].powers)
-    return Effect.of(
-        f"{label}: power minus {ALGORITHMS[other].label}'s {less}", less.is_below(0)
-    )
+    if line.rate:
+        experiment = slowly(experiment, line.rate)
+    found = collect(experiment, size, algorithms=[line.algorithm], rates_of=base)
+    return found[line.algorithm]
+
+
+def _effects(delays: Mapping[Line, Delays]) -> list[Effect]:
+    effects = []
+    for line, found in delays.items():
+        if line.algorithm in _UNBALANCED:
+            power, later = map(interval, found[1:])
+            statement = (
+                f"{line.label}: steps until the minority is learned grow as the "
+                f"imbalance to the power {power}, and from 3 : 1 on {later}"
+            )
+            effects.append(Effect.of(statement, power.is_above(0), later.is_above(0)))
+        elif line.algorithm not in _AS_NOISY:
+            baseline = "gd" if line.algorithm == "pcngd" else "sgd"
+            for other in (x for x in delays if x.algorithm == baseline):
+                less = difference(found.powers, delays[other].powers)
+                statement = f"{line.label}: power minus that of {other.label} {less}"
+                effects.append(Effect.of(statement, less.is_below(0)))
+    return effects
 
 
 def _at(base: Experiment, ratio: int, rate: float | None) -> Experiment:
@@ -173,26 +197,25 @@ def _at(base: Experiment, ratio: int, rate: float | None) -> Experiment:
     return dataclasses.replace(experiment, name=f"{base.name}-{ratio}-to-1")
 
 
-def _delays(studies: Mapping[int, Study], name: AlgorithmName) -> Delays:
-    steps = np.stack(
-        [steps_to_beat_chance(study[name]) for study in studies.values()], axis=1
-    )
-    ratios, logs = np.log(list(studies)), np.log(np.maximum(steps, 1)).T
+def _delays(of_ratios: Mapping[int, Curves]) -> Delays:
+    steps = np.stack([steps_to_beat_chance(x) for x in of_ratios.values()], axis=1)
+    ratios, logs = np.log(list(of_ratios)), np.log(np.maximum(steps, 1)).T
     fits = (np.polyfit(ratios[first:], logs[first:], 1)[0] for first in (0, 1))
     return Delays(steps, *fits)
 
 
-def _draw(delays: Mapping[AlgorithmName, Delays], ratios: tuple[int, ...]) -> Figure:
+def _draw(delays: Mapping[Line, Delays], ratios: tuple[int, ...]) -> Figure:
     with plt.style.context(STYLE):
         figure, axis = plt.subplots(figsize=(4.6, 2.8))
-        for name, found in delays.items():
+        for line, found in delays.items():
             power: Interval = interval(found.powers)
-            label = f"{ALGORITHMS[name].label}: power {power.mean:.2f}"
+            label = f"{line.label}: power {power.mean:.2f}"
             mean = np.exp(np.log(np.maximum(found.steps, 1)).mean(axis=0))
-            line = f"o{LINES.get(name, '-')}"
-            axis.plot(ratios, mean, line, color=COLOURS[name], label=label, ms=3)
+            style = ":" if line.rate else LINES.get(line.algorithm, "-")
+            colour = COLOURS[line.algorithm]
+            axis.plot(ratios, mean, f"o{style}", color=colour, label=label, ms=3)
             for row in found.steps:
-                axis.plot(ratios, row, ".", color=COLOURS[name], ms=3, alpha=0.5)
+                axis.plot(ratios, row, ".", color=colour, ms=3, alpha=0.5)
         axis.set_xscale("log")
         axis.set_yscale("log")
         axis.set_xticks(ratios, [f"{ratio}" for ratio in ratios], minor=False)
