@@ -94,8 +94,9 @@ def draw(results: dict[str, Any], folder: Path) -> None:
         "of 32 and 32, the paper's CNN of 16 and 32 channels, the wide one of 32, 64",
         "and 128. The transformer has four blocks of width 64 in one scanned layer, on",
         "64 patches; the LSTM 128 units, on 32 rows, and no peers, since PyTorch's has",
-        "another bias. In the figure, of the smaller batch, a method has two marks: of",
-        "balanced and of long-tailed labels. What has no mark was not run.",
+        "another bias. The figure is of the smaller batch; a mark is the geometric",
+        "mean of balanced and long-tailed labels, and the bar behind it goes from the",
+        "one to the other. What has no mark was not run.",
         "",
         "## The fused path against its bars",
         "",
@@ -216,11 +217,12 @@ def _details(record: dict[str, Any]) -> list[str]:
 def _figure(records: list[dict[str, Any]], path: Path) -> None:
     """One panel a net; ratios against the number of classes."""
     nets = [net for net in NETS if any(r["case"]["net"] == net for r in records)]
-    rows, columns = -(-len(nets) // 2), min(len(nets), 2)
+    columns = min(len(nets), 4)
+    rows = -(-len(nets) // columns)
     figure, axes = plt.subplots(
         rows,
         columns,
-        figsize=(7.2, 1.2 + 2.5 * rows),
+        figsize=(2.2 * columns + 0.4, 2.3 * rows + (rows * columns == len(nets))),
         sharey=True,
         squeeze=False,
         layout="constrained",
@@ -231,16 +233,17 @@ def _figure(records: list[dict[str, Any]], path: Path) -> None:
     handles: dict[str, Any] = {}
     for net, axis in zip(nets, axes.flat, strict=False):
         _panel(axis, [r for r in records if r["case"]["net"] == net])
-        axis.set_title(NETS[net], fontsize=9)
+        axis.set_title(NETS[net], fontsize=9, loc="left", fontweight="bold")
         handles |= dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
-    figure.supylabel("time / plain gradient of the same library", fontsize=9)
+    figure.supylabel("time / plain gradient of the same library", fontsize=8)
+    figure.supxlabel("classes", fontsize=8)
     named: Any = {"handles": handles.values(), "labels": handles.keys()}
     if len(spare):
         spare[0].legend(**named, loc="center", fontsize=8, frameon=False)
     else:
         place: Any = {"loc": "outside lower center", "ncols": 4}
         figure.legend(**named, **place, fontsize=8, frameon=False)
-    figure.savefig(path, dpi=160)
+    figure.savefig(path, dpi=150)
     plt.close(figure)
 
 
@@ -248,37 +251,41 @@ def _panel(axis: Any, records: list[dict[str, Any]]) -> None:
     batch = min(r["case"]["batch_size"] for r in records)
     records = [r for r in records if r["case"]["batch_size"] == batch]
     classes = sorted({r["case"]["num_classes"] for r in records})
-    for name, color in _COLORS.items():
-        points = []
-        for place, number in enumerate(classes):
-            values = [
+    for name, color in reversed(_COLORS.items()):  # the first on top
+        ratios = {
+            place: [
                 float(np.median(_ratios(r, name)))
                 for r in records
                 if r["case"]["num_classes"] == number
                 and r["methods"].get(name, {}).get("ms")
             ]
-            points += [(place, value) for value in values]
-        if points:
-            x, y = zip(*points, strict=True)
-            shift = (list(_COLORS).index(name) - 3) * 0.08
-            axis.plot(
-                np.array(x) + shift,
-                y,
-                _MARKERS[name],
-                color=color,
-                label=name,
-                markersize=5,
-                alpha=0.9,
-            )
+            for place, number in enumerate(classes)
+        }
+        points = {place: values for place, values in ratios.items() if values}
+        if not points:
+            continue
+        middle = [np.exp(np.log(values).mean()) for values in points.values()]
+        axis.plot(
+            list(points),
+            middle,
+            _MARKERS[name] + "-",
+            color=color,
+            label=name,
+            linewidth=1.2,
+            markersize=4,
+        )
+        for place, values in points.items():
+            span = [min(values), max(values)]
+            axis.plot([place] * 2, span, color=color, linewidth=3, alpha=0.4)
     axis.axhline(1, color="black", linewidth=0.8)
     for place, number in enumerate(classes):
         limit = next(bar for most, bar in _LIMITS.items() if number <= most)
-        span = [place - 0.4, place + 0.4]
-        axis.plot(span, [limit] * 2, "k:", lw=1, label="bar of the fused path")
+        span = [place - 0.3, place + 0.3]
+        axis.plot(span, [limit] * 2, "k:", lw=1, label="aim of jax: fused")
     axis.set_yscale("log", base=2)
     axis.yaxis.set_major_formatter(mpl.ticker.FuncFormatter(lambda v, _: f"{v:g}"))
-    axis.set_xticks(range(len(classes)), [str(number) for number in classes])
+    axis.set_xticks(range(len(classes)), [f"{number:,}" for number in classes])
     axis.set_xlim(-0.5, len(classes) - 0.5)
-    axis.set_xlabel(f"classes (batch {batch})", fontsize=8)
     axis.tick_params(labelsize=8)
+    axis.spines[["top", "right"]].set_visible(False)
     axis.grid(axis="y", alpha=0.3)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib
 
@@ -36,6 +36,13 @@ COLOURS: dict[AlgorithmName, str] = {
 }
 LINES: dict[AlgorithmName, str] = {"pcnsgd+clip": "--", "pcnsgd+o+clip": "--"}
 """Styles of lines that would hide those of the rules without clipping."""
+FAMILIES: dict[str, tuple[AlgorithmName, ...]] = {
+    "full batch": ("gd", "pcngd"),
+    "SGD": ("sgd", "sgd+o", "sgd+rw"),
+    "PCNSGD": ("pcnsgd", "pcnsgd+o", "pcnsgd+r"),
+    "PCNSGD with a floor": ("pcnsgd+clip", "pcnsgd+o+clip", "pcnsgd+split"),
+}
+"""Algorithms that are drawn together: so few that their lines can be told apart."""
 STYLE: dict[str, Any] = {
     "font.size": 8,
     "axes.titlesize": 9,
@@ -47,6 +54,22 @@ STYLE: dict[str, Any] = {
     "figure.constrained_layout.use": True,
     "savefig.dpi": 150,
 }
+
+
+class Panel(NamedTuple):
+    """What is plotted over steps.
+
+    Attributes:
+      title: What it shows.
+      steps: `[T]`.
+      values: Of each algorithm, `[S, T]`.
+      limits: Of the values.
+    """
+
+    title: str
+    steps: np.ndarray
+    values: Mapping[AlgorithmName, np.ndarray]
+    limits: tuple[float, float] | None = None
 
 
 def draw(runs: Runs, dataset: Dataset, folder: Path) -> list[Path]:
@@ -97,7 +120,8 @@ def log_steps(axis: Axes, steps: np.ndarray) -> None:
     axis.set_xscale("symlog", linthresh=1, linscale=0.3)
     axis.set_xlim(0, max(steps[-1], 1))
     decades = int(np.log10(max(steps[-1], 1)))
-    axis.set_xticks([0, *(10**k for k in range(decades + 1))])
+    ticks = [0, *(10**k for k in range(decades + 1))]
+    axis.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
 
 
 def end_at(axis: Axes, low: float, high: float) -> None:
@@ -123,6 +147,54 @@ def end_at(axis: Axes, low: float, high: float) -> None:
             va="top",
             bbox={"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 0.5},
         )
+
+
+def draw_families(panels: Sequence[Panel]) -> Figure:
+    """Plots, one below the other, with a column for each family of algorithms.
+
+    SGD is dotted where it is not of the family, to compare with.
+
+    Args:
+      panels: What is plotted, of the same algorithms.
+
+    Returns:
+      The figure.
+    """
+    shown = panels[0].values
+    columns = {
+        title: [name for name in names if name in shown]
+        for title, names in FAMILIES.items()
+        if not shown.keys().isdisjoint(names)
+    }
+    with plt.style.context(STYLE):
+        figure, axes = plt.subplots(
+            len(panels),
+            len(columns),
+            figsize=(2.2 * len(columns) + 0.4, 1.9 * len(panels) + 1.0),
+            sharex=True,
+            sharey="row",
+            squeeze=False,
+        )
+        for row, panel in zip(axes, panels, strict=True):
+            for axis, names in zip(row, columns.values(), strict=True):
+                if "sgd" in shown and "sgd" not in names:
+                    mean = panel.values["sgd"].mean(axis=0)
+                    label = "SGD" if axis is row[0] else None
+                    style = {"color": COLOURS["sgd"], "linewidth": 0.9, "label": label}
+                    axis.plot(panel.steps, mean, ":", **style)
+                for name in names:
+                    band(axis, panel.steps, panel.values[name], name)
+                log_steps(axis, panel.steps)
+                if panel.limits:
+                    end_at(axis, *panel.limits)
+            row[0].set_ylabel(panel.title)
+        for axis, title in zip(axes[0], columns, strict=True):
+            legend = axis.legend(
+                title=title, loc="lower left", bbox_to_anchor=(0, 1), alignment="left"
+            )
+            legend.get_title().set_fontweight("bold")
+        figure.supxlabel("step", fontsize=8)
+    return figure
 
 
 def _panels(
@@ -176,20 +248,17 @@ def _panels(
 
 
 def _overview(runs: Runs, dataset: Dataset) -> Figure:
-    figure, axes = plt.subplots(1, 2, figsize=(8.0, 3.0), sharex=True, sharey=True)
     rare = minority(dataset.class_counts)
-    for algorithm, seeds in runs.items():
-        steps, recall = _series(seeds, "test", "recall")
-        band(axes[0], steps, recall.mean(axis=2), algorithm)
-        band(axes[1], steps, recall[:, :, rare].mean(axis=2), algorithm)
-        log_steps(axes[0], steps)
-    axes[0].set_title("macro recall", loc="left", fontweight="bold")
-    axes[1].set_title("recall of the minority", loc="left", fontweight="bold")
-    axes[0].set_ylabel("test recall")
-    axes[0].set_ylim(0, 1.02)
-    figure.supxlabel("step", fontsize=8)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper")
-    return figure
+    found = {name: _series(seeds, "test", "recall") for name, seeds in runs.items()}
+    steps, _ = next(iter(found.values()))
+    macro = {name: recall.mean(axis=2) for name, (_, recall) in found.items()}
+    of_rare = {name: x[:, :, rare].mean(axis=2) for name, (_, x) in found.items()}
+    return draw_families(
+        [
+            Panel("macro recall", steps, macro, limits=(0, 1.02)),
+            Panel("recall of the minority", steps, of_rare, limits=(0, 1.02)),
+        ]
+    )
 
 
 def _series(
@@ -217,7 +286,7 @@ def _band(
         values.min(axis=0),
         values.max(axis=0),
         color=color,
-        alpha=0.1,
+        alpha=0.15,
         linewidth=0,
     )
 

@@ -213,8 +213,8 @@ def _draw_estimate(axis: Axes, rows: Sequence[Noise]) -> None:
     of_minority = [row for row in rows if row.label == 1 and row.batch > 1]
     batches = sorted({row.batch for row in of_minority})
     lines = {
-        "batch's own norm²": ("noisy", "-", "#0072B2"),
-        "two halves": ("split", "-", "#882255"),
+        "batch's own norm²: mean": ("noisy", "-", "#0072B2"),
+        "two halves: mean": ("split", "-", "#882255"),
         "two halves: std. dev.": ("split_spread", "--", "#882255"),
         "all pairs: std. dev.": ("pairs_spread", ":", "#882255"),
     }

@@ -5,7 +5,7 @@ import functools
 from matplotlib.figure import Figure
 from tabulate import tabulate
 
-from experiments.claims.drawing import draw_panels, minority_loss, minority_recall
+from experiments.claims.drawing import minority_loss, minority_recall
 from experiments.claims.finding import Effect, Finding, Size
 from experiments.claims.measures import (
     drop_depth,
@@ -13,6 +13,7 @@ from experiments.claims.measures import (
     recall_lost,
 )
 from experiments.experiment import Experiment
+from experiments.figures import draw_families
 from experiments.intervals import difference, interval, spread
 from experiments.study import (
     BINARY,
@@ -129,4 +130,4 @@ def _of_pcngd(pcngd: Curves, gd: Curves, label: str) -> list[Effect]:
 
 
 def _draw(study: Study) -> Figure:
-    return draw_panels([minority_loss(study, at_most=3.5), minority_recall(study)])
+    return draw_families([minority_loss(study, at_most=3.5), minority_recall(study)])

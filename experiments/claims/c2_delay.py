@@ -3,10 +3,11 @@
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from tabulate import tabulate
 
@@ -17,7 +18,7 @@ from experiments.claims.measures import (
     steps_to_beat_chance,
 )
 from experiments.experiment import Experiment
-from experiments.figures import COLOURS, LINES, STYLE
+from experiments.figures import COLOURS, FAMILIES, STYLE
 from experiments.intervals import Interval, difference, interval, spread
 from experiments.study import SLOW, Curves, binary, collect, slowly
 from pcn_jax.training import ALGORITHMS, AlgorithmName
@@ -205,22 +206,45 @@ def _delays(of_ratios: Mapping[int, Curves]) -> Delays:
 
 
 def _draw(delays: Mapping[Line, Delays], ratios: tuple[int, ...]) -> Figure:
+    families = {
+        title: [line for line in delays if line.algorithm in names]
+        for title, names in FAMILIES.items()
+    }
+    families = {title: lines for title, lines in families.items() if lines}
     with plt.style.context(STYLE):
-        figure, axis = plt.subplots(figsize=(4.6, 2.8))
-        for line, found in delays.items():
-            power: Interval = interval(found.powers)
-            label = f"{line.label}: power {power.mean:.2f}"
-            mean = np.exp(np.log(np.maximum(found.steps, 1)).mean(axis=0))
-            style = ":" if line.rate else LINES.get(line.algorithm, "-")
-            colour = COLOURS[line.algorithm]
-            axis.plot(ratios, mean, f"o{style}", color=colour, label=label, ms=3)
-            for row in found.steps:
-                axis.plot(ratios, row, ".", color=colour, ms=3, alpha=0.5)
-        axis.set_xscale("log")
-        axis.set_yscale("log")
-        axis.set_xticks(ratios, [f"{ratio}" for ratio in ratios], minor=False)
-        axis.minorticks_off()
-        axis.set_xlabel("imbalance, majority : minority")
-        axis.set_ylabel("steps until learned")
-        figure.legend(loc="outside right upper")
+        figure, axes = plt.subplots(
+            1,
+            len(families),
+            figsize=(2.2 * len(families) + 0.4, 3.1),
+            sharey=True,
+            squeeze=False,
+        )
+        for axis, (title, lines) in zip(axes[0], families.items(), strict=True):
+            for line in lines:
+                _draw_line(axis, line, delays[line], ratios)
+            axis.set_xscale("log")
+            axis.set_yscale("log")
+            axis.set_xticks(ratios, [f"{ratio}" for ratio in ratios], minor=False)
+            axis.minorticks_off()
+            legend = axis.legend(
+                title=title, loc="lower left", bbox_to_anchor=(0, 1), alignment="left"
+            )
+            legend.get_title().set_fontweight("bold")
+        axes[0][0].set_ylabel("steps until learned")
+        figure.supxlabel("imbalance, majority : minority", fontsize=8)
     return figure
+
+
+def _draw_line(axis: Axes, line: Line, found: Delays, ratios: tuple[int, ...]) -> None:
+    power: Interval = interval(found.powers)
+    steps = np.maximum(found.steps, 1)
+    style: dict[str, Any] = {"color": COLOURS[line.algorithm], "markersize": 3}
+    axis.plot(
+        ratios,
+        np.exp(np.log(steps).mean(axis=0)),
+        "o:" if line.rate else "o-",
+        label=f"{line.label}: power {power.mean:.2f}",
+        **style,
+    )
+    for of_seed in steps:
+        axis.plot(ratios, of_seed, ".", alpha=0.4, **style)

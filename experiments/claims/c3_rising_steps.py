@@ -7,9 +7,10 @@ import numpy as np
 from matplotlib.figure import Figure
 from tabulate import tabulate
 
-from experiments.claims.drawing import Panel, draw_panels, minority_loss
+from experiments.claims.drawing import draw_panels, minority_loss
 from experiments.claims.finding import Effect, Finding, Size
 from experiments.experiment import Experiment
+from experiments.figures import Panel
 from experiments.intervals import interval, spread
 from experiments.study import Curves, Study, binary, collect
 from pcn_jax.training import ALGORITHMS, AlgorithmName

@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from tabulate import tabulate
 
-from experiments.claims.drawing import Panel, draw_panels, minority_loss
+from experiments.claims.drawing import draw_panels, minority_loss
 from experiments.claims.finding import Effect, Finding, Size
 from experiments.claims.measures import (
     at_step,
@@ -16,6 +16,7 @@ from experiments.claims.measures import (
     rare_recall,
     step_with_as_many_examples,
 )
+from experiments.figures import Panel
 from experiments.intervals import difference, spread
 from experiments.study import BINARY, Study, collect, with_enough_seeds
 from pcn_jax.training import ALGORITHMS, AlgorithmName

@@ -5,7 +5,6 @@ import functools
 from matplotlib.figure import Figure
 from tabulate import tabulate
 
-from experiments.claims.drawing import Panel, draw_panels
 from experiments.claims.finding import Effect, Finding, Size
 from experiments.claims.measures import (
     at_step,
@@ -15,6 +14,7 @@ from experiments.claims.measures import (
     step_with_as_many_examples,
     steps_to,
 )
+from experiments.figures import Panel, draw_families
 from experiments.intervals import difference, factor, spread
 from experiments.study import MANY, Study, collect, with_enough_seeds
 from pcn_jax.training import ALGORITHMS, AlgorithmName
@@ -119,7 +119,7 @@ def find(size: Size) -> Finding:
 
 def _draw(study: Study) -> Figure:
     steps = study["sgd"].steps
-    return draw_panels(
+    return draw_families(
         [
             Panel(
                 "macro recall, test",

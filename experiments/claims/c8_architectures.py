@@ -172,8 +172,9 @@ def _draw(studies: Mapping[str, Study]) -> Figure:
         [
             minority_recall(
                 {name: study[name] for name in _DRAWN if name in study},
-                f"{net}: recall of the minority",
+                net,
             )
             for net, study in studies.items()
-        ]
+        ],
+        "test recall of the minority",
     )

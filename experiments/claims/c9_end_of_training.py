@@ -246,9 +246,11 @@ def _draw(
         )
         for row, setup in zip(axes, drawn, strict=True):
             _draw_curves(row[0], studies[setup], setup)
+            row[0].set_ylabel("training loss of the worst class")
             for axis, plan in zip(row[1:], PLANS, strict=False):
                 _draw_endings(axis, [e for e in endings[setup] if e.plan == plan])
                 axis.set_title(plan, loc="left", fontweight="bold")
+                axis.set_ylabel("late loss" if plan == PLANS[0] else "")
         lines = axes[0][0].get_legend_handles_labels()
         figure.legend(*lines, loc="outside right upper")
     return figure
@@ -261,7 +263,7 @@ def _draw_curves(axis: Axes, study: Study, title: str) -> None:
     log_steps(axis, study["sgd"].steps)
     axis.set_yscale("log")
     axis.set_ylim(bottom=_NO_LOSS / 2)
-    axis.set_title(f"{title}: worst class", loc="left", fontweight="bold")
+    axis.set_title(title, loc="left", fontweight="bold")
     axis.set_xlabel("step")
 
 

@@ -4,30 +4,13 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import matplotlib.pyplot as plt
-import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.claims.measures import rare_loss, rare_recall
-from experiments.figures import COLOURS, STYLE, band, end_at, log_steps
+from experiments.figures import COLOURS, STYLE, Panel, band, end_at, log_steps
 from experiments.intervals import Interval
 from experiments.study import Study
 from pcn_jax.training import AlgorithmName
-
-
-class Panel(NamedTuple):
-    """One plot over steps.
-
-    Attributes:
-      title: What it shows.
-      steps: `[T]`.
-      values: Of each algorithm, `[S, T]`.
-      limits: Of the values.
-    """
-
-    title: str
-    steps: np.ndarray
-    values: Mapping[AlgorithmName, np.ndarray]
-    limits: tuple[float, float] | None = None
 
 
 class Dot(NamedTuple):
@@ -68,11 +51,12 @@ def minority_recall(study: Study, title: str = "test recall of the minority") ->
     )
 
 
-def draw_panels(panels: Sequence[Panel]) -> Figure:
+def draw_panels(panels: Sequence[Panel], what: str = "") -> Figure:
     """Plots, three in a row: the mean over seeds, and from least to largest.
 
     Args:
       panels: The plots, from left to right and from top to bottom.
+      what: What all of them show, if their titles do not say so.
 
     Returns:
       The figure.
@@ -102,6 +86,7 @@ def draw_panels(panels: Sequence[Panel]) -> Figure:
             for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
         }
         figure.legend(handles.values(), handles.keys(), loc="outside right upper")
+        figure.supylabel(what, fontsize=8)
     return figure
 
 
