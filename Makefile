@@ -36,7 +36,7 @@ format: $(VENV)/installed ## Formats the code and mends what can be mended.
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: ## Trains the demo anew, and renews the figures and the table of the README.
+docs: ## Trains the demo anew, and renews its figures and table in docs/.
 	rm -rf runs/digits-lt docs/digits-lt
 	$(MAKE) demo
 	mkdir -p docs/digits-lt

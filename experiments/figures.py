@@ -222,6 +222,7 @@ def _panels(
                 values[:, :, index],
                 color=colours[rank],
                 label=f"{dataset.class_names[index]} ({count:,})",
+                alpha=min(0.15, 0.6 / len(order)),
             )
         axis.set_title(ALGORITHMS[algorithm].label, loc="left", fontweight="bold")
         log_steps(axis, steps)
@@ -278,6 +279,7 @@ def _band(
     color: object,
     label: str,
     line: str = "-",
+    alpha: float = 0.15,
 ) -> None:
     """Mean over seeds, and from the smallest to the largest of them."""
     axis.plot(steps, values.mean(axis=0), line, color=color, label=label, linewidth=1.3)
@@ -286,7 +288,7 @@ def _band(
         values.min(axis=0),
         values.max(axis=0),
         color=color,
-        alpha=0.15,
+        alpha=alpha,
         linewidth=0,
     )
 

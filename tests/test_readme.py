@@ -1,4 +1,4 @@
-"""What the README shows runs as it stands."""
+"""What the README and the page of the command line show runs as it stands."""
 
 import re
 from pathlib import Path
@@ -11,13 +11,25 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "RESULTS.md",
+    ROOT / "CONTRIBUTING.md",
+    *(ROOT / "docs").rglob("*.md"),
+]
+
+
+def blocks(page: str) -> list[str]:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    return re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+
+
+BLOCKS = blocks("README.md")
 
 
 def run(block: str) -> dict[str, Any]:
     names: dict[str, Any] = {}
-    exec(compile(block, "README.md", "exec"), names)
+    exec(compile(block, "a page", "exec"), names)
     return names
 
 
@@ -45,9 +57,13 @@ def test_the_chain_takes_the_same_step() -> None:
 
 
 def test_the_training_script_in_python_records() -> None:
-    assert [record["step"] for record in run(BLOCKS[2])["records"]][-1] == 20
+    (block,) = blocks("docs/command_line.md")
+    assert [record["step"] for record in run(block)["records"]][-1] == 20
 
 
-@pytest.mark.parametrize("target", re.findall(r"\]\(((?!http)[^)#]+)\)", README))
-def test_links_lead_somewhere(target: str) -> None:
-    assert (ROOT / target).exists()
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    targets = re.findall(r"\]\(((?!http|#)[^)#]+)(?:#[^)]*)?\)", text)
+    missing = [target for target in targets if not (page.parent / target).exists()]
+    assert not missing
