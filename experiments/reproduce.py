@@ -26,6 +26,7 @@ matplotlib.use("Agg")  # figures are files; no display is needed
 
 import matplotlib.pyplot as plt
 import tyro
+from tabulate import tabulate
 
 from experiments.claims import (
     c1_initial_drop,
@@ -43,7 +44,9 @@ from experiments.claims import (
     theory,
 )
 from experiments.claims.finding import Finding, Size
+from experiments.experiment import SETUPS
 from experiments.kept import commit
+from experiments.study import FOLDERS
 from pcn_jax.training import plain
 
 Claim = Literal[
@@ -80,35 +83,33 @@ RESULTS = Path("RESULTS.md")
 FIGURES = Path("docs/results")
 _HEAD = """# Results
 
-What came of each claim of [the paper](https://arxiv.org/abs/2207.00391) (C1 to C8)
-and of four of our own (C9 to C12). Made by `make reproduce`; every number is that of a
-run kept in [results/](results), and every run goes through the same loop. In
-[brackets]: 95 % intervals over seeds, of Student's t; comparisons are paired, since
-the runs of a seed start from the same parameters and see the same data. In tables, in
-(parentheses): the least and the largest of the seeds. There are five; on automobile
-and truck ten, but in C2 to C4, C8 and C12. Recalls are of test data at the last step
-unless said otherwise. Learning rates come from one grid
-for all methods (of Adam another), chosen on validation data with other seeds (three;
-two on digits-halves; one of CNN, VGG16 and ResNet18), and are kept in
-[experiments/learning_rates](experiments/learning_rates). A claim *holds* if
-everything that is listed under it was seen, each with its whole interval; it *holds
-in part* if some was. On normal data these intervals do cover 95 %; those by bootstrap
-from five seeds cover 84 %.
+The claims of [the paper](https://arxiv.org/abs/2207.00391) (its theory, and C1 to C8)
+and four of our own (C9 to C12). Made by `make reproduce`; every number is that of a run
+kept in [results/](results), and every run goes through the same loop.
+"""
+_HOW_TO_READ = """## How to read it
 
-Two classes are CIFAR-10's automobile and truck, 4,900 to 700 training images, in
-batches of 128 for 1,000 steps (horse-deer: as many horses and deer); ten classes
-are CIFAR-10 with each class 0.6 times the one before, 5,000 to 50, in batches of 500
-for 500 steps (animals-vehicles and cifar10-five: see C8). The net is an MLP with two
-layers of 32. PCNSGD+R takes fresh gradients of all data every 10 steps, of digits every
-step. Set-ups called digits are of scikit-learn's handwritten digits: *lt* of ten
-classes, 120 to 2 examples, *halves* of 0 to 4 against 5 to 9, 300 to 15. The minority
-is the rarer class of two, and the rarest third of more; macro recall is the mean of the
-recalls of the classes.
+- A claim *holds* if everything listed under it was seen, each with its whole interval,
+  and *holds in part* if some of it was.
+- [Brackets]: 95 % intervals over seeds, of Student's t. Comparisons are paired, since
+  the runs of a seed start from the same parameters and see the same data. (On normal
+  data these intervals cover 95 %; those by bootstrap from five seeds cover 84 %.)
+  (Parentheses), in tables: the least and the largest of the seeds.
+- There are five seeds, and ten on automobile-truck-mlp, but in C2 to C4, C8 and C12.
+- Each method has its own learning rate, from the same grid for all (of Adam another),
+  chosen on validation data with other seeds (three; two on digits-halves; one of CNN,
+  VGG16 and ResNet18), and [kept](experiments/learning_rates).
+- Recalls are of test data, at the last step unless said otherwise. The minority is the
+  rarer of two classes, and the rarest third of more. Macro recall is the mean of the
+  recalls of the classes. *Over training*: the mean over log-spaced measurements.
+- Nets are named at the end of a set-up, or an MLP with two layers of 32. PCNSGD+R takes
+  fresh gradients of all data every 10 steps, and on digits and the CNN every step.
 
 | name | batches have | the mean gradient of each class is multiplied by |
 | --- | --- | --- |
-| GD, SGD | all data; each class as the data do | its share of the batch |
-| PCNGD, PCNSGD | so too | 1 / its norm |
+| GD | all data | its share of the data |
+| SGD | each class as the data do | its share of the batch |
+| PCNGD, PCNSGD | as GD, SGD | 1 / its norm |
 | +O | equally many examples of each class | as without |
 | +R | as SGD | 1 / (its norm · p), p its cosine with that of all data |
 | +RW | as SGD | 1 / C |
@@ -184,7 +185,7 @@ def results() -> str:
         if (path := FIGURES / f"{claim}.json").exists()
     }
     sections = [_section(*item) for item in kept.items()]
-    parts = [_HEAD, _overview(kept), *sections, _NOT_RUN]
+    parts = [_HEAD, _overview(kept), _HOW_TO_READ, _setups(), *sections, _NOT_RUN]
     return "\n".join(parts)
 
 
@@ -197,6 +198,29 @@ def _overview(kept: dict[Claim, dict[str, Any]]) -> str:
         link = f"[{claim}](#{claim.lower()})" if found else claim
         lines.append(f"| {link} | {title} | {verdict} |")
     return "\n".join(lines) + "\n"
+
+
+def _setups() -> str:
+    """The data of the set-ups, as the runs have them."""
+    rows = []
+    for name in SETUPS:
+        path = FOLDERS["full"] / name / "sgd.json"
+        if path.exists():
+            kept = json.loads(path.read_text(encoding="utf-8"))
+            counts, train = kept["class_counts"], kept["description"]["train"]
+            examples = " to " if len(counts) > 2 else ", "
+            rows.append(
+                [
+                    name,
+                    kept["description"]["data"]["name"],
+                    len(counts),
+                    examples.join(f"{count:,}" for count in (counts[0], counts[-1])),
+                    train["batch_size"],
+                    f"{train['steps']:,}",
+                ]
+            )
+    head = ["set-up", "data", "classes", "training examples of each", "batch", "steps"]
+    return tabulate(rows, head, tablefmt="github", stralign="left") + "\n"
 
 
 def _section(claim: Claim, found: dict[str, Any]) -> str:
