@@ -36,7 +36,7 @@ from tqdm.auto import tqdm
 import pcn_jax
 from benchmarks.batch_norm_report import BATCH, NO_BALANCE, PATHS, RATES, page
 from benchmarks.report import machine
-from benchmarks.training import random_images, wait_for
+from benchmarks.training import random_images
 from experiments.kept import write_whole
 from pcn_jax import balanced
 from pcn_jax.data import SETUPS, load
@@ -87,6 +87,11 @@ class Setting(NamedTuple):
         return f"{self.setup}, {self.sampler}, {self.batch_size}"
 
 
+_SAMPLERS: dict[str, Callable[..., pcn_jax.Sampler]] = {
+    "oversampled": pcn_jax.oversampled,
+    "stratified": pcn_jax.stratified,
+    "uniform": pcn_jax.uniform,
+}
 # By the masked path a training with ten classes takes minutes: not in every setting.
 _TRAINED = (
     Setting("digits-halves", "stratified", 64),
@@ -158,9 +163,9 @@ def _times(side: int, num_classes: int, config: Config) -> dict[str, Any]:
         taken[name] = {"compile": time.perf_counter() - start, "ms": []}
     for _ in range(config.repeats):
         for name, function in compiled.items():
-            wait_for(function(*given))
+            jax.block_until_ready(function(*given))
             start = time.perf_counter()
-            wait_for(function(*given))
+            jax.block_until_ready(function(*given))
             taken[name]["ms"].append(1000 * (time.perf_counter() - start))
     return taken
 
@@ -213,7 +218,7 @@ class Trainer:
     def batch(self, setting: Setting, seed: int, number: int) -> tuple[Any, Any]:
         """Inputs and labels of a step."""
         if setting not in self.samplers:
-            make = getattr(pcn_jax, setting.sampler)
+            make = _SAMPLERS[setting.sampler]
             sampler = make(self.problem.train_labels, batch_size=setting.batch_size)
             self.samplers[setting] = jax.jit(sampler)
         train = self.problem.splits["train"]

@@ -135,9 +135,9 @@ def _measure(case: Case, repeats: int) -> list[list[Any]]:
     times: dict[str, list[float]] = {label: [] for label in runs}
     for _ in range(1 + repeats):  # the first compiles
         for label, train in runs.items():
-            wait_for(train(seed=0).params)
+            jax.block_until_ready(train(seed=0).params)
             start = time.perf_counter()
-            wait_for(train(seed=0).params)
+            jax.block_until_ready(train(seed=0).params)
             elapsed = time.perf_counter() - start
             times[label].append(1000 * elapsed / case.steps)
     plain = np.array(times["SGD"][1:])
@@ -156,12 +156,6 @@ def _measure(case: Case, repeats: int) -> list[list[Any]]:
             ]
         )
     return rows
-
-
-def wait_for(results: Any) -> None:
-    """Waits until all arrays of a pytree are computed."""
-    for result in jax.tree.leaves(results):
-        result.block_until_ready()
 
 
 def random_images(counts: tuple[int, ...], side: int = 32) -> Dataset:

@@ -1,6 +1,7 @@
 """Files that keep what was computed: whole or not at all, and of which code."""
 
 import subprocess
+import tempfile
 from pathlib import Path
 
 
@@ -19,11 +20,14 @@ def commit() -> str:
 def write_whole(path: Path, text: str) -> None:
     """Writes a file, so that an interruption leaves the one that was there.
 
+    Several processes may write the same one: the last has its way.
+
     Args:
       path: Of the file; its folder is made if it is not there.
       text: What it is to hold.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".part")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        partial = Path(folder, path.name)
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)

@@ -15,10 +15,9 @@ The latter is enough for half of the effects in a check at fast size.
 import datetime
 import json
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import matplotlib
 
@@ -64,20 +63,31 @@ Claim = Literal[
     "C11",
     "C12",
 ]
-CLAIMS: dict[Claim, Callable[[Size], Finding]] = {
-    "theory": theory.find,
-    "C1": c1_initial_drop.find,
-    "C2": c2_delay.find,
-    "C3": c3_rising_steps.find,
-    "C4": c4_directional_noise.find,
-    "C5": c5_balance.find,
-    "C6": c6_oversampling.find,
-    "C7": c7_long_tail.find,
-    "C8": c8_architectures.find,
-    "C9": c9_end_of_training.find,
-    "C10": c10_smoothed_norm.find,
-    "C11": c11_settings.find,
-    "C12": c12_early_stopping.find,
+
+
+class ClaimModule(Protocol):
+    """What the module of a claim has."""
+
+    TITLE: str
+
+    def find(self, size: Size) -> Finding:
+        """What was found, at that size."""
+
+
+CLAIMS: dict[Claim, ClaimModule] = {
+    "theory": theory,
+    "C1": c1_initial_drop,
+    "C2": c2_delay,
+    "C3": c3_rising_steps,
+    "C4": c4_directional_noise,
+    "C5": c5_balance,
+    "C6": c6_oversampling,
+    "C7": c7_long_tail,
+    "C8": c8_architectures,
+    "C9": c9_end_of_training,
+    "C10": c10_smoothed_norm,
+    "C11": c11_settings,
+    "C12": c12_early_stopping,
 }
 RESULTS = Path("RESULTS.md")
 FIGURES = Path("docs/results")
@@ -156,7 +166,7 @@ def main(arguments: list[str] | None = None) -> None:
     failed, not_run = [], []
     for claim in config.claims:
         try:
-            finding = CLAIMS[claim](config.size)
+            finding = CLAIMS[claim].find(config.size)
         except (ValueError, FileNotFoundError) as error:
             not_run.append(f"error: {claim} was not run: {error}")
             continue
@@ -191,12 +201,11 @@ def results() -> str:
 
 def _overview(kept: dict[Claim, dict[str, Any]]) -> str:
     lines = ["| claim | | verdict |", "| --- | --- | --- |"]
-    for claim in CLAIMS:
+    for claim, module in CLAIMS.items():
         found = kept.get(claim)
-        title = getattr(sys.modules[CLAIMS[claim].__module__], "TITLE", "")
         verdict = found["verdict"] if found else "not run"
         link = f"[{claim}](#{claim.lower()})" if found else claim
-        lines.append(f"| {link} | {title} | {verdict} |")
+        lines.append(f"| {link} | {module.TITLE} | {verdict} |")
     return "\n".join(lines) + "\n"
 
 

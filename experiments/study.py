@@ -108,7 +108,7 @@ def collect(
         kept = _read(path, description)
         missing = [s for s in experiment.seeds if str(s) not in kept["seeds"]]
         if missing:
-            _train(experiment, algorithm, missing, kept, path)
+            kept = _train(experiment, algorithm, missing, description, path)
         study[algorithm] = _curves(kept, experiment.seeds)
     return study
 
@@ -146,15 +146,16 @@ def _train(
     experiment: Experiment,
     algorithm: AlgorithmName,
     seeds: list[int],
-    kept: dict[str, Any],
+    description: dict[str, Any],
     path: Path,
-) -> None:
+) -> dict[str, Any]:
     dataset, of_problem = problem(experiment)
-    rate = kept["description"]["learning_rate"]
+    rate = description["learning_rate"]
     train = make_train(of_problem, algorithm, rate, experiment.train)
     for seed in seeds:
         records: list[Record] = []
         train(seed, on_record=records.append)
+        kept = _read(path, description)  # again: another process may train other seeds
         kept["seeds"][str(seed)] = _columns(records)
         kept |= {
             "class_counts": dataset.class_counts.tolist(),
@@ -165,6 +166,7 @@ def _train(
         write_whole(path, _text(kept))
         label = ALGORITHMS[algorithm].label
         print(f"  {experiment.name}, {label}, seed {seed}", flush=True)
+    return _read(path, description)
 
 
 def _description(

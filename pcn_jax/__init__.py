@@ -2,7 +2,7 @@
 
 from pcn_jax import weights
 from pcn_jax.accumulation import accumulate, combine
-from pcn_jax.balanced import PCNValue, Plan, pcn_plan, pcn_value_and_grad
+from pcn_jax.balanced import Plan, pcn_plan, pcn_value_and_grad
 from pcn_jax.class_gradients import (
     ClassValue,
     per_class_value_and_grad,
@@ -42,6 +42,7 @@ from pcn_jax.transforms import (
     scale_by_smoothed_class_norm,
     sum_over_classes,
 )
+from pcn_jax.weighing import PCNValue
 from pcn_jax.weights import ClassStatistics
 
 __all__ = [

@@ -7,10 +7,9 @@ from typing import Any
 import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from pcn_jax.arguments import Fixed, of_arrays, take_out_arrays
-from pcn_jax.checks import check_labels
+from pcn_jax.checks import check_labels, check_positive_integer
 from pcn_jax.class_gradients import ClassValue, ClassValueAndGrad
 from pcn_jax.class_sums import ClassSums, add, to_means, to_sums
 from pcn_jax.loops import Loop, resolve_loop
@@ -36,8 +35,10 @@ def accumulate(
       loop: `"python"`, `"scan"`, or `None` to choose by backend (see `pcn_jax.loops`).
 
     Returns:
-      A function like `class_value_and_grad`; leaves of `aux` get a leading axis that
-      counts the micro-batches.
+      A function like `class_value_and_grad`, whose further arguments all micro-batches
+      share: a dropout key, too, and none may have one entry an example. Numbers that
+      change are to be arrays: Python's are compiled in. Leaves of `aux` get a leading
+      axis that counts the micro-batches.
 
     Raises:
       ValueError: If `microbatch_size` is not a positive integer; when called, if there
@@ -55,10 +56,7 @@ def accumulate(
       >>> bool(jnp.allclose(whole(w, x, y)[1], in_parts(w, x, y)[1]))
       True
     """
-    if not isinstance(microbatch_size, int | np.integer) or microbatch_size < 1:
-        raise ValueError(
-            f"microbatch_size must be a positive integer, got {microbatch_size!r}."
-        )
+    check_positive_integer("microbatch_size", microbatch_size)
     loop = resolve_loop(loop)
 
     @functools.partial(jax.jit, static_argnums=0)

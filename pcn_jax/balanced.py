@@ -10,23 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from pcn_jax.arguments import of_arrays, take_out_arrays
-from pcn_jax.checks import (
-    check_below,
-    check_inputs,
-    check_labels,
-    check_num_classes,
-    check_params,
-    check_reference,
-    check_rule,
-    check_state,
-)
+from pcn_jax.checks import check_inputs, check_labels, check_params
 from pcn_jax.class_gradients import (
     ClassValue,
     LossFn,
-    at_least_one,
     losses_and_aux,
     per_class_value_and_grad,
 )
+from pcn_jax.counts import at_least_one
 from pcn_jax.explicit_mesh import auto_sharded
 from pcn_jax.fused import gradients, tracing
 from pcn_jax.fused.axis_rules import NotProvenError, StatisticError
@@ -39,55 +30,11 @@ from pcn_jax.geometry import (
     sum_rows,
     unit_class_grads,
 )
-from pcn_jax.halves import half_products, of_halves, split_halves
-from pcn_jax.weights import (
-    ClassStatistics,
-    ClassWeights,
-    StatefulClassWeights,
-    inverse_norm,
-)
+from pcn_jax.halves import half_products, split_halves
+from pcn_jax.weighing import PCNValue, Weighing
+from pcn_jax.weights import ClassStatistics, ClassWeights, StatefulClassWeights
 
 Path = Literal["fused", "frozen", "masked"]
-
-
-class PCNValue(NamedTuple):
-    """What a batch says about each class besides the direction.
-
-    Attributes:
-      losses: Mean loss of each class, float `[C]`; 0 for a class that is absent.
-      statistics: Norms and counts of each class, and what else was asked for.
-      weights: What each class gradient was multiplied by, `[C]`.
-      aux: The auxiliary output of the loss function, or `None`.
-      state: Of weights that have one, for the next step, or `None`.
-
-    Example:
-      >>> statistics = ClassStatistics(jnp.array([1.0, 0.5]), jnp.array([3, 1]))
-      >>> value = PCNValue(jnp.array([2.0, 6.0]), statistics, jnp.array([1.0, 2.0]))
-      >>> float(value.loss), value.counts.tolist()
-      (3.0, [3, 1])
-    """
-
-    losses: jax.Array
-    statistics: ClassStatistics
-    weights: jax.Array
-    aux: Any = None
-    state: Any = None
-
-    @property
-    def counts(self) -> jax.Array:
-        """Examples of each class, int32 `[C]`."""
-        return self.statistics.counts
-
-    @property
-    def norms(self) -> jax.Array:
-        """Norms of the class gradients, `[C]`."""
-        return self.statistics.norms
-
-    @property
-    def loss(self) -> jax.Array:
-        """Mean loss of the batch, a scalar."""
-        counts = self.counts.astype(self.losses.dtype)
-        return jnp.sum(self.losses * counts) / at_least_one(counts.sum())
 
 
 class Plan(NamedTuple):
@@ -211,10 +158,8 @@ def pcn_value_and_grad(
       gradients need no gradients: Goodfellow, `Efficient Per-Example Gradient
       Computations <https://arxiv.org/abs/1510.01799>`_, 2015.
     """
-    check_num_classes(num_classes)
-    check_rule(weights)
+    weighing = Weighing.of(num_classes, weights, with_gramian)
     _check_path(path)
-    options = _Options(num_classes, weights or inverse_norm(), with_gramian)
 
     def value_and_grad(
         params: chex.ArrayTree,
@@ -228,13 +173,12 @@ def pcn_value_and_grad(
     ) -> tuple[PCNValue, chex.ArrayTree]:
         check_params(params)
         groups = labels if rows is None else rows
-        check_below(groups, num_classes)
-        groups = check_labels(groups, ndim=1)
+        groups = check_labels(groups, ndim=1, num_classes=num_classes)
         labels = groups if rows is None else labels
         check_inputs(inputs, len(groups))
-        check_reference(reference, params, num_classes, options.rule)
-        check_state(state, num_classes, options.rule)
-        groups = split_halves(groups) if options.by_halves else groups
+        weighing.check_reference(reference, params)
+        weighing.check_state(state)
+        groups = split_halves(groups) if weighing.by_halves else groups
         fixed, arrays = take_out_arrays(args, kwargs)
         losses_fn = _grouped(of_arrays(loss_fn, fixed), has_aux)
         given = jax.tree.map(_on_device, (params, (inputs, labels), groups, *arrays))
@@ -244,10 +188,10 @@ def pcn_value_and_grad(
             except NotProvenError as reason:
                 _masked_instead(reason, path)
             else:
-                return _fused(traced, given, options, reference, state)
-        masked = per_class_value_and_grad(losses_fn, options.num_groups, has_aux=True)
+                return _fused(traced, given, weighing, reference, state)
+        masked = per_class_value_and_grad(losses_fn, weighing.num_groups, has_aux=True)
         value, grads = masked(*given)
-        return _masked(value, grads, options, reference, state)
+        return _masked(value, grads, weighing, reference, state)
 
     return auto_sharded(value_and_grad)
 
@@ -272,8 +216,8 @@ def pcn_plan(
       path: As there, but none is refused: the plan says why it is the masked one.
 
     Returns:
-      A function of `(params, inputs, labels, *args, **kwargs)`, arrays or their shapes,
-      that returns a `Plan`; print it.
+      A function of what `pcn_value_and_grad`'s takes, its own keywords included, arrays
+      or their shapes, that returns a `Plan`; print it. A state may be left out.
 
     Example:
       >>> import jax.numpy as jnp
@@ -284,31 +228,40 @@ def pcn_plan(
       ['w']  pairs
       ['b']  examples
     """
-    check_num_classes(num_classes)
-    check_rule(weights)
+    weighing = Weighing.of(num_classes, weights, with_gramian)
     _check_path(path)
-    options = _Options(num_classes, weights or inverse_norm(), with_gramian)
 
     def plan(
-        params: chex.ArrayTree, inputs: Any, labels: Any, *args: Any, **kwargs: Any
+        params: chex.ArrayTree,
+        inputs: Any,
+        labels: Any,
+        *args: Any,
+        rows: Any = None,
+        reference: Any = None,
+        state: Any = None,
+        **kwargs: Any,
     ) -> Plan:
         check_params(params)
-        groups = jax.eval_shape(lambda labels: check_labels(labels, ndim=1), labels)
+        groups = labels if rows is None else rows
+        groups = jax.eval_shape(lambda groups: check_labels(groups, ndim=1), groups)
+        labels = groups if rows is None else labels
         check_inputs(inputs, len(groups))
+        weighing.check_reference(reference, params)
+        del state  # what it is does not matter
         if path == "masked":
             return Plan("masked", "it was asked for", ())
         fixed, arrays = take_out_arrays(args, kwargs)
         losses_fn = _grouped(of_arrays(loss_fn, fixed), has_aux)
         try:
-            given = params, (inputs, groups), groups, *arrays
+            given = params, (inputs, labels), groups, *arrays
             traced = tracing.trace(losses_fn, *given, freeze=path == "frozen")
         except NotProvenError as reason:
             return Plan("masked", str(reason), ())
         choices = gradients.choices_of(
             traced,
-            min(options.num_groups, len(groups)),
-            by_halves=options.by_halves,
-            with_reference=False,
+            min(weighing.num_groups, len(groups)),
+            by_halves=weighing.by_halves,
+            with_reference=reference is not None,
             with_gramian=with_gramian,
         )
         names = [
@@ -338,59 +291,6 @@ def _check_path(path: str | None) -> None:
 def _on_device(x: Any) -> Any:
     """NumPy arrays as JAX takes them, so that float64 without x64 is float32."""
     return jnp.asarray(x) if isinstance(x, np.ndarray) else x
-
-
-class _Options(NamedTuple):
-    """What was chosen, and how the statistics of the groups become weights.
-
-    The groups are the classes; or, where a rule asks for it, their halves, which tell
-    the norm without the noise.
-    """
-
-    num_classes: int
-    rule: ClassWeights | StatefulClassWeights
-    with_gramian: bool
-
-    @property
-    def by_halves(self) -> bool:
-        return isinstance(self.rule, StatefulClassWeights)
-
-    @property
-    def num_groups(self) -> int:
-        return 2 * self.num_classes if self.by_halves else self.num_classes
-
-    def balance(
-        self,
-        losses: jax.Array,
-        statistics: ClassStatistics,
-        halves: jax.Array | None,
-        aux: Any,
-        state: Any,
-    ) -> tuple[PCNValue, jax.Array]:
-        """Weighs the groups.
-
-        Args:
-          losses: Mean loss of each group, `[G]`.
-          statistics: Of the groups, `[G]`.
-          halves: Inner products of the two halves of each class, `[C]`, or `None`.
-          aux: The auxiliary output.
-          state: Of the rule, or `None`.
-
-        Returns:
-          What is said of the classes, and the weights of the groups, `[G]`.
-        """
-        if not isinstance(self.rule, StatefulClassWeights):
-            weights = _checked(self.rule(statistics), statistics.norms)
-            return PCNValue(losses, statistics, weights, aux), weights
-        assert halves is not None
-        counts = statistics.counts.astype(losses.dtype)
-        total = (losses * counts).reshape(-1, 2).sum(axis=1)
-        losses = total / at_least_one(counts.reshape(-1, 2).sum(axis=1))
-        statistics = of_halves(statistics, halves)
-        weights, new_state = self.rule.update(statistics, state)
-        weights = _checked(weights, statistics.norms)
-        value = PCNValue(losses, statistics, weights, aux, new_state)
-        return value, jnp.repeat(weights, 2)
 
 
 def _grouped(loss_fn: LossFn, has_aux: bool) -> LossFn:
@@ -424,12 +324,12 @@ def _masked_instead(reason: NotProvenError, path: Path | None) -> None:
 def _fused(
     traced: tracing.Traced,
     given: tuple[Any, ...],
-    options: _Options,
+    weighing: Weighing,
     reference: chex.ArrayTree | None,
     state: Any,
 ) -> tuple[PCNValue, chex.ArrayTree]:
-    groups, num_groups = given[2], options.num_groups
-    layout = sort_by_class(groups, num_groups, by_halves=options.by_halves)
+    groups, num_groups = given[2], weighing.num_groups
+    layout = sort_by_class(groups, num_groups, by_halves=weighing.by_halves)
     real = groups >= 0
     # Labels that could not be checked before must not pass silently: NaN.
     one = jnp.where(jnp.any(groups >= num_groups), jnp.nan, 1)
@@ -441,7 +341,7 @@ def _fused(
         seeds=jnp.where(real, one, 0),
         layout=layout,
         reference=reference,
-        with_gramian=options.with_gramian,
+        with_gramian=weighing.with_gramian,
     )
     norms, scale = jnp.sqrt(measured.squares), measured.scale
     halves = gramian = alignment = None
@@ -457,7 +357,7 @@ def _fused(
     norms, counts = layout.to_classes(norms * scale), layout.to_classes(layout.counts)
     losses = jnp.where(layout.members, measured.losses[None, :], 0).sum(axis=1)
     losses = losses / at_least_one(layout.counts).astype(losses.dtype)
-    value, weights = options.balance(
+    value, weights = weighing.weigh(
         layout.to_classes(losses),
         ClassStatistics(norms, counts, gramian, alignment),
         halves,
@@ -471,19 +371,19 @@ def _fused(
 def _masked(
     value: ClassValue,
     grads: chex.ArrayTree,
-    options: _Options,
+    weighing: Weighing,
     reference: chex.ArrayTree | None,
     state: Any,
 ) -> tuple[PCNValue, chex.ArrayTree]:
     norms, halves, gramian, alignment = class_norms(grads), None, None, None
-    if options.by_halves:
+    if weighing.by_halves:
         halves = half_products(grads, norms)
-    if options.with_gramian:
+    if weighing.with_gramian:
         gramian = class_cosines(grads) * norms[:, None] * norms[None, :]
     if reference is not None:
         alignment = class_alignment(grads, reference)
     statistics = ClassStatistics(norms, value.counts, gramian, alignment)
-    balanced, weights = options.balance(
+    balanced, weights = weighing.weigh(
         value.losses, statistics, halves, value.aux, state
     )
     direction = jax.tree.map(
@@ -492,13 +392,3 @@ def _masked(
         grads,
     )
     return balanced, direction
-
-
-def _checked(weights: jax.Array, norms: jax.Array) -> jax.Array:
-    """Refuses another shape; nothing is done to a gradient that is exactly zero."""
-    if jnp.shape(weights) != norms.shape:
-        raise ValueError(
-            f"weights must return one weight a class, shape {norms.shape}, got "
-            f"{jnp.shape(weights)}."
-        )
-    return jnp.where(norms == 0, 0, weights)

@@ -1,5 +1,7 @@
 """What the functions of the library refuse, and what they say instead."""
 
+import numbers
+from collections.abc import Callable
 from typing import Any
 
 import chex
@@ -7,11 +9,33 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pcn_jax.weights import RULES, ClassWeights, StatefulClassWeights
+
+def check_number(
+    name: str, value: Any, is_allowed: Callable[[Any], bool], allowed: str
+) -> None:
+    """Refuses a number out of its range; those of a schedule are arrays."""
+    if isinstance(value, jax.Array):
+        return
+    if not isinstance(value, numbers.Real) or not is_allowed(value):
+        raise ValueError(f"{name} must be {allowed}, got {value!r}.")
 
 
-def check_labels(labels: Any, ndim: int) -> jax.Array:
-    """Labels as an array, refused unless they are integers `[B]`, or `[C, m]`."""
+def check_positive_integer(name: str, value: Any) -> None:
+    """Refuses what is not a positive integer."""
+    if not isinstance(value, int | np.integer) or value < 1:
+        raise ValueError(f"{name} must be a positive integer, got {value!r}.")
+
+
+def check_labels(
+    labels: Any, ndim: int, *, num_classes: int | None = None
+) -> jax.Array:
+    """Labels as an array, refused unless they are integers `[B]`, or `[C, m]`.
+
+    Args:
+      labels: What was given.
+      ndim: 1 or 2.
+      num_classes: Number they have to be below, if their values are known.
+    """
     shape = "[B]" if ndim == 1 else "[C, m]"
     if not hasattr(labels, "dtype"):
         labels = np.asarray(labels)
@@ -26,6 +50,8 @@ def check_labels(labels: Any, ndim: int) -> jax.Array:
         raise ValueError(
             f"labels must be integers of shape {shape}, got {describe(labels)}.{hint}"
         )
+    if num_classes is not None:
+        _check_below(labels, num_classes)
     return jnp.asarray(labels).astype(jnp.int32)
 
 
@@ -46,77 +72,11 @@ def check_params(params: chex.ArrayTree) -> None:
             )
 
 
-def check_num_classes(num_classes: Any) -> None:
-    """Refuses what is not a positive integer."""
-    if not isinstance(num_classes, int | np.integer) or num_classes < 1:
-        raise ValueError(
-            f"num_classes must be a positive integer, got {num_classes!r}."
-        )
-
-
-def check_below(labels: Any, num_classes: int) -> None:
-    """Refuses labels that are out of range, if their values are known."""
-    # NumPy looks at them: under jit, JAX would trace even values that are known.
-    if isinstance(labels, jax.core.Tracer) or not np.size(labels):
-        return
-    largest = np.asarray(labels).max()
-    if largest >= num_classes:
-        raise ValueError(
-            f"labels must be below num_classes={num_classes}, got a label {largest}. "
-            "Number the classes from 0; labels below zero mark padding."
-        )
-
-
 def describe(x: Any) -> str:
     """Dtype and shape of an array, or the type of anything else."""
     if hasattr(x, "shape") and hasattr(x, "dtype"):
         return f"{x.dtype}{list(x.shape)}"
     return f"a {type(x).__name__}"
-
-
-def check_rule(weights: Any) -> None:
-    """Refuses what is no function, or one that makes weights."""
-    if weights is None or isinstance(weights, StatefulClassWeights):
-        return
-    if not callable(weights):
-        raise ValueError(
-            "weights must be a function from ClassStatistics to weights [C], such as "
-            f"pcn_jax.weights.inverse_norm(), got {type(weights).__name__}. For fixed "
-            "ones: lambda statistics: fixed."
-        )
-    if weights in RULES:
-        name = weights.__name__
-        raise ValueError(
-            f"{name} makes weights and is none: pass weights={name}(...), called."
-        )
-
-
-def check_state(
-    state: Any, num_classes: int, weights: ClassWeights | StatefulClassWeights
-) -> None:
-    """Refuses a state that is not built as the first one, or has no use."""
-    if not isinstance(weights, StatefulClassWeights):
-        if state is not None:
-            raise ValueError(
-                "state is for weights that have one; these do not. If loss_fn takes "
-                "it, pass it by position."
-            )
-        return
-    if state is None:
-        raise ValueError(
-            "These weights have a state: pass state=weights.init(num_classes) to "
-            "the first step, and value.state of each step to the next."
-        )
-    first = jax.eval_shape(lambda: weights.init(num_classes))
-    got, expected = (
-        (jax.tree.structure(tree), [jnp.shape(x) for x in jax.tree.leaves(tree)])
-        for tree in (state, first)
-    )
-    if got != expected:
-        raise ValueError(
-            f"state must be as weights.init(num_classes) makes it, {expected[0]} with "
-            f"leaves {expected[1]}, got {got[0]} with {got[1]}."
-        )
 
 
 def check_inputs(inputs: Any, number: int) -> None:
@@ -131,21 +91,13 @@ def check_inputs(inputs: Any, number: int) -> None:
         )
 
 
-def check_reference(
-    reference: chex.ArrayTree | None,
-    params: chex.ArrayTree,
-    num_classes: int,
-    weights: ClassWeights | StatefulClassWeights,
-) -> None:
-    """Refuses what has not the shape of class gradients, or has no use."""
-    if reference is None:
+def _check_below(labels: Any, num_classes: int) -> None:
+    # NumPy looks at them: under jit, JAX would trace even values that are known.
+    if isinstance(labels, jax.core.Tracer) or not np.size(labels):
         return
-    if isinstance(weights, StatefulClassWeights):
-        raise ValueError("reference is for weights without a state: remove it.")
-    expected = jax.tree.map(lambda x: (num_classes, *jnp.shape(x)), params)
-    got = jax.tree.map(jnp.shape, reference)
-    if got != expected:
+    largest = np.asarray(labels).max()
+    if largest >= num_classes:
         raise ValueError(
-            "reference must be class gradients, with leaves [C, *param.shape]: "
-            f"expected {expected}, got {got}."
+            f"labels must be below num_classes={num_classes}, got a label {largest}. "
+            "Number the classes from 0; labels below zero mark padding."
         )

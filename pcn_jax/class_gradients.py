@@ -18,12 +18,12 @@ import jax
 import jax.numpy as jnp
 
 from pcn_jax.checks import (
-    check_below,
     check_labels,
-    check_num_classes,
     check_params,
+    check_positive_integer,
     describe,
 )
+from pcn_jax.counts import at_least_one, mean_loss
 from pcn_jax.precision import at_least_float32
 
 LossFn = Callable[..., Any]
@@ -52,8 +52,7 @@ class ClassValue(NamedTuple):
     @property
     def loss(self) -> jax.Array:
         """Mean loss of the batch, a scalar."""
-        counts = self.counts.astype(self.losses.dtype)
-        return jnp.sum(self.losses * counts) / at_least_one(counts.sum())
+        return mean_loss(self.losses, self.counts)
 
 
 ClassValueAndGrad = Callable[..., tuple[ClassValue, chex.ArrayTree]]
@@ -99,7 +98,7 @@ def per_class_value_and_grad(
       >>> value.counts.tolist()
       [1, 2]
     """
-    check_num_classes(num_classes)
+    check_positive_integer("num_classes", num_classes)
 
     def class_value_and_grad(
         params: chex.ArrayTree,
@@ -109,8 +108,7 @@ def per_class_value_and_grad(
         **kwargs: Any,
     ) -> tuple[ClassValue, chex.ArrayTree]:
         check_params(params)
-        check_below(labels, num_classes)
-        labels = check_labels(labels, ndim=1)
+        labels = check_labels(labels, ndim=1, num_classes=num_classes)
         members = (
             jnp.arange(num_classes, dtype=labels.dtype)[:, None] == labels[None, :]
         )  # [C, B]
@@ -220,8 +218,3 @@ def _class_means(shares: jax.Array, counts: jax.Array) -> jax.Array:
     """Mean loss of each class from its share of the mean loss of the batch."""
     total = at_least_one(counts.sum()).astype(shares.dtype)
     return shares * total / at_least_one(counts).astype(shares.dtype)
-
-
-def at_least_one(count: jax.Array) -> jax.Array:
-    """The count, or 1 in place of 0, where something is divided by it."""
-    return jnp.maximum(count, 1)

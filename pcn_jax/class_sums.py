@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from pcn_jax.class_gradients import ClassValue
+from pcn_jax.counts import at_least_one
 from pcn_jax.precision import at_least_float32
 
 
@@ -49,11 +50,11 @@ def to_means(
     sums: ClassSums, like: chex.ArrayTree, aux: Any = None
 ) -> tuple[ClassValue, chex.ArrayTree]:
     """Divides once: class losses, and gradients in the dtypes of `like`."""
-    total = jnp.maximum(sums.counts.sum(), 1)
+    total = at_least_one(sums.counts.sum())
     grads = jax.tree.map(
         lambda g, x: (g / total.astype(g.dtype)).astype(x.dtype), sums.grads, like
     )
-    losses = sums.losses / jnp.maximum(sums.counts, 1).astype(sums.losses.dtype)
+    losses = sums.losses / at_least_one(sums.counts).astype(sums.losses.dtype)
     return ClassValue(losses, sums.counts, aux), grads
 
 

@@ -37,7 +37,7 @@ def auto_sharded(value_and_grad: ValueAndGrad) -> ValueAndGrad:
         mesh = next((mesh for mesh in meshes if mesh.explicit_axes), None)
         if mesh is None:
             return value_and_grad(params, *args, **kwargs)
-        spec = PartitionSpec()  # type: ignore[no-untyped-call]
+        spec = PartitionSpec()
         replicated = NamedSharding(mesh, spec)
         like_params = jax.tree.map(
             lambda x: NamedSharding(mesh, jax.typeof(x).sharding.spec), params

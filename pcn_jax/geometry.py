@@ -6,6 +6,7 @@ so nothing under- or overflows, and sums are kept in float32 or wider.
 """
 
 import functools
+import operator
 from collections.abc import Callable
 
 import chex
@@ -85,7 +86,7 @@ def class_cosines(class_grads: chex.ArrayTree) -> jax.Array:
         jnp.matmul(x, x.T, precision=jax.lax.Precision.HIGHEST)
         for x in _matrices(units)
     ]
-    return jnp.clip(sum(products[1:], start=products[0]), -1, 1)
+    return jnp.clip(functools.reduce(operator.add, products), -1, 1)
 
 
 def class_alignment(
@@ -116,7 +117,7 @@ def class_alignment(
         jnp.sum(x * y, axis=1)
         for x, y in zip(_matrices(units), _matrices(reference_units), strict=True)
     ]
-    return jnp.clip(sum(products[1:], start=products[0]), -1, 1)
+    return jnp.clip(functools.reduce(operator.add, products), -1, 1)
 
 
 def scale_rows(class_grads: chex.ArrayTree, weights: jax.Array) -> chex.ArrayTree:

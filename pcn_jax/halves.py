@@ -4,6 +4,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from pcn_jax.checks import check_labels
+from pcn_jax.counts import at_least_one
 from pcn_jax.geometry import class_alignment
 from pcn_jax.weights import ClassStatistics
 
@@ -15,16 +17,22 @@ def split_halves(labels: jax.Array) -> jax.Array:
       labels: Class of each example, integers `[B]`; below zero for padding.
 
     Returns:
-      `2 l` or `2 l + 1` for an example of class `l`, `[B]`; padding is left as it is.
+      `2 l` or `2 l + 1` for an example of class `l`, int32 `[B]`; padding is left as it
+      is.
+
+    Raises:
+      ValueError: If labels are not integers `[B]`.
 
     Example:
       >>> split_halves(jnp.array([1, 0, 1, 1, -1])).tolist()
       [2, 0, 3, 2, -1]
     """
-    same = labels[:, None] == labels[None, :]
-    places = jnp.arange(len(labels), dtype=jnp.int32)
-    earlier = places[None, :] < places[:, None]
-    rank = (same & earlier).sum(axis=1, dtype=jnp.float32).astype(labels.dtype)
+    labels = check_labels(labels, ndim=1)
+    order = jnp.argsort(labels, stable=True)
+    place = jnp.arange(len(labels), dtype=labels.dtype)
+    is_first = jnp.diff(labels[order], prepend=labels[order[:1]] - 1) != 0
+    first = jax.lax.cummax(jnp.where(is_first, place, 0))
+    rank = jnp.zeros_like(labels).at[order].set(place - first)
     return jnp.where(labels < 0, labels, 2 * labels + rank % 2)
 
 
@@ -54,8 +62,8 @@ def of_halves(halves: ClassStatistics, products: jax.Array) -> ClassStatistics:
     """
     norms, counts = halves.norms.reshape(-1, 2), halves.counts.reshape(-1, 2)
     squares = jnp.square(norms).sum(axis=1) + 2 * products
-    shares = jnp.maximum(counts, 1).astype(products.dtype)
-    shares /= jnp.maximum(counts.sum(), 1).astype(products.dtype)
+    shares = at_least_one(counts).astype(products.dtype)
+    shares /= at_least_one(counts.sum()).astype(products.dtype)
     gramian = halves.gramian
     if gramian is not None:
         number = len(products)

@@ -12,7 +12,7 @@ class InitialDrop(NamedTuple):
     Attributes:
       depth: Largest deterioration against the start, in units of the measurement; 0 if
         the class never got worse.
-      steps: Steps until it was no longer worse than at the start; 0 if it never was,
+      steps: Steps from the start until it was no longer worse; 0 if it never was,
         `inf` if it still was at the last measurement.
 
     Example:
@@ -69,8 +69,8 @@ def initial_drop(
     if not (worse > 0).any():
         return InitialDrop(0.0, 0.0)
     last = int(np.flatnonzero(worse > 0)[-1])
-    recovered = float(steps[last + 1]) if last + 1 < len(steps) else np.inf
-    return InitialDrop(float(worse.max()), recovered)
+    back = float(steps[last + 1] - steps[0]) if last + 1 < len(steps) else np.inf
+    return InitialDrop(float(worse.max()), back)
 
 
 def steps_to_reach(

@@ -16,6 +16,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from pcn_jax.arguments import Fixed, of_arrays, take_out_arrays
+from pcn_jax.checks import check_positive_integer
 from pcn_jax.class_gradients import ClassValue, LossFn, per_group_value_and_grad
 from pcn_jax.class_sums import ClassSums, add, to_means, to_sums
 from pcn_jax.loops import Loop, resolve_loop
@@ -25,8 +26,8 @@ _FEW_CLASSES = 4  # what is unrolled has to be compiled, class by class
 
 def known_labels_value_and_grad(
     loss_fn: LossFn,
-    labels: np.ndarray,
     num_classes: int,
+    labels: np.ndarray,
     *,
     has_aux: bool = False,
     microbatch_size: int | None = None,
@@ -43,8 +44,8 @@ def known_labels_value_and_grad(
       loss_fn: As in `per_class_value_and_grad`; examples must not interact in it. It is
         called once a group with the same other arguments: a dropout key, too, is that
         of all.
-      labels: Class of each example, integers `[B]` below `C`, on the host.
       num_classes: `C`.
+      labels: Class of each example, integers `[B]` below `C`, on the host.
       has_aux: Whether `loss_fn` returns `(losses, aux)`; `aux` is dropped.
       microbatch_size: Examples at a time; `None` for all.
       loop: Kind of loop over micro-batches (see `pcn_jax.loops`).
@@ -54,19 +55,23 @@ def known_labels_value_and_grad(
       `per_class_value_and_grad` would with these labels, without `aux`.
 
     Raises:
-      ValueError: If labels are not integers `[B]` from 0 to `C - 1`, or, when called,
-        if there are more or fewer inputs than labels.
+      ValueError: If labels are not integers `[B]` from 0 to `C - 1`, `num_classes` or
+        `microbatch_size` is not a positive integer, or, when called, if there are more
+        or fewer inputs than labels.
 
     Example:
       >>> def squared_error(w, x, y):
       ...     return 0.5 * (x @ w - y) ** 2
       >>> class_gradients = known_labels_value_and_grad(
-      ...     squared_error, np.array([0, 1, 0]), num_classes=2
+      ...     squared_error, num_classes=2, labels=np.array([0, 1, 0])
       ... )
       >>> value, grads = class_gradients(jnp.zeros(2), jnp.ones((3, 2)))
       >>> value.counts.tolist(), grads.shape
       ([2, 1], (2, 2))
     """
+    check_positive_integer("num_classes", num_classes)
+    if microbatch_size is not None:
+        check_positive_integer("microbatch_size", microbatch_size)
     labels = np.asarray(labels)
     if labels.ndim != 1 or labels.dtype.kind not in "iu" or not labels.size:
         raise ValueError(
@@ -79,13 +84,14 @@ def known_labels_value_and_grad(
             f"{labels.max()}."
         )
     loop = resolve_loop(loop)
-    at_once = microbatch_size is None or len(labels) <= microbatch_size
+    size = len(labels) if microbatch_size is None else microbatch_size
+    at_once = len(labels) <= size
     if at_once and num_classes <= _FEW_CLASSES:
         groups = [_groups(labels == label, label) for label in set(labels.tolist())]
     elif at_once:
         groups = [_all_groups(labels, -(-len(labels) // num_classes))]
     else:
-        rows, classes = _all_groups(labels, microbatch_size or 1)
+        rows, classes = _all_groups(labels, size)
         groups = list(zip(rows[:, None], classes[:, None], strict=True))
     group_value_and_grad = per_group_value_and_grad(loss_fn, has_aux=has_aux)
 

@@ -17,6 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from pcn_jax.checks import check_positive_integer
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Sampler:
@@ -198,8 +200,7 @@ def progressively_balanced(
       Kang et al., 2020, section 3.
     """
     labels, class_counts = _check(labels, batch_size)
-    if total_steps < 1:
-        raise ValueError(f"total_steps must be positive, got {total_steps!r}.")
+    check_positive_integer("total_steps", total_steps)
     everything = _Pools(np.arange(len(labels)), np.array([len(labels)]))
     by_class = _by_class(labels)
     steps = np.arange(total_steps, dtype=np.int64)
@@ -349,8 +350,7 @@ def _check(labels: np.ndarray, batch_size: int) -> tuple[np.ndarray, np.ndarray]
             "labels must be integers of shape [n], at least one, got "
             f"{labels.dtype}{list(labels.shape)}."
         )
-    if not isinstance(batch_size, int | np.integer) or batch_size < 1:
-        raise ValueError(f"batch_size must be a positive integer, got {batch_size!r}.")
+    check_positive_integer("batch_size", batch_size)
     if labels.min() < 0:
         raise ValueError(f"labels must not be negative, got {labels.min()}.")
     class_counts = np.bincount(labels)

@@ -21,6 +21,8 @@ from typing import Any, Literal, NamedTuple, get_args
 import jax
 import jax.numpy as jnp
 
+from pcn_jax.checks import check_number
+
 Average = Literal["norm", "alignment"]
 """What `inverse_smoothed_norm` averages over steps."""
 
@@ -352,14 +354,6 @@ RULES = (
     inverse_smoothed_norm,
 )
 """Functions that make weights."""
-
-
-def check_number(
-    name: str, value: Any, is_allowed: Callable[[Any], bool], allowed: str
-) -> None:
-    """Refuses a number out of its range; those of a schedule are arrays."""
-    if not isinstance(value, jax.Array) and not is_allowed(value):
-        raise ValueError(f"{name} must be {allowed}, got {value!r}.")
 
 
 def _inverse(x: jax.Array) -> jax.Array:

@@ -479,7 +479,7 @@ class TestUse:
         expected = function(case.params, case.inputs, LABELS, **given)
 
         def put(x: Any, *axes: str | None) -> Any:
-            spec = PartitionSpec(*axes)  # type: ignore[no-untyped-call]
+            spec = PartitionSpec(*axes)
             return jax.device_put(x, NamedSharding(mesh, spec))
 
         params = jax.tree.map(
@@ -608,6 +608,10 @@ class TestErrors:
         with pytest.raises(ValueError, match=r"shape \(3,\), got \(\)"):
             fused(CASES["mlp"], weights=lambda s: s.norms.sum(), path=path)
 
+    def test_weights_may_be_a_list(self) -> None:
+        value, _ = fused(CASES["mlp"], weights=lambda s: [1.0, 2.0, 3.0])
+        assert value.weights.tolist() == [1.0, 2.0, 3.0]
+
     @pytest.mark.parametrize("path", ["fused", "masked"])
     def test_no_examples(self, path: str) -> None:
         case = CASES["mlp"]._replace(inputs=CASES["mlp"].inputs[:0])
@@ -704,6 +708,18 @@ def test_the_label_of_each_example_is_looked_up_by_its_number() -> None:
         for of in (loss, lambda w, x, y: cross_entropy(x @ w, y))
     )
     chex.assert_trees_all_close(found, expected, rtol=1e-5)
+
+
+def test_runs_under_the_checks_of_jax() -> None:
+    case = CASES["mlp"]
+    with jax.enable_checks(True):
+        found, expected = (
+            pcn_value_and_grad(case.loss, NUM_CLASSES, path=path)(
+                case.params, case.inputs, LABELS
+            )
+            for path in ("fused", "masked")
+        )
+    chex.assert_trees_all_close(found, expected, rtol=1e-4, atol=1e-6)
 
 
 STOPPED: dict[str, Any] = {

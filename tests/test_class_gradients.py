@@ -373,7 +373,7 @@ class TestCombine:
         def stream() -> Iterator[tuple[ClassValue, Any]]:
             for _ in range(10):
                 yield part(slice(0, 5))
-                alive.append(len(jax.live_arrays()))  # type: ignore[no-untyped-call]
+                alive.append(len(jax.live_arrays()))
 
         assert combine(stream())[0].counts.sum() == 50
         assert alive[2] == alive[9]
@@ -512,6 +512,13 @@ def test_gradients_have_the_dtype_of_the_parameters(dtype: str) -> None:
             assert value.losses.dtype == (
                 "float64" if dtype == "float64" else "float32"
             )
+
+
+def test_the_dtype_of_labels_is_looked_at_before_their_range() -> None:
+    class_grads = pcn_jax.per_class_value_and_grad(squared_error, 2)
+    for labels in (np.array([7.0, 1.0]), np.array(["a", "b"])):
+        with pytest.raises(ValueError, match=r"integers of shape \[B\], got"):
+            class_grads(jnp.ones(2), jnp.ones((2, 2)), labels)
 
 
 @pytest.mark.parametrize("num_classes", [0, -1, 2.0, "3", None])

@@ -187,6 +187,10 @@ class TestInitialDrop:
         losses = 1 - np.array(values)
         assert initial_drop([0, 1, 10, 100, 1000], losses, best=0.0) == measured
 
+    def test_counts_steps_from_the_first(self) -> None:
+        drop = initial_drop([100, 101, 110, 200], [0.75, 2.0, 1.0, 0.25], best=0.0)
+        assert drop == (1.25, 100.0)
+
     def test_of_a_single_measurement_is_none(self) -> None:
         assert initial_drop([0], [0.3], best=1.0) == (0.0, 0.0)
 

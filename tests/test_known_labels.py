@@ -33,7 +33,7 @@ def test_known_labels_give_the_masked_class_gradients(
     labels = np.array([0, 1, 0, 0, num_classes - 1, 0, 1, 0, 0, 0, 1])
     inputs = batch(labels)
     known = known_labels_value_and_grad(
-        loss_fn, labels, num_classes, microbatch_size=microbatch_size, loop=loop
+        loss_fn, num_classes, labels, microbatch_size=microbatch_size, loop=loop
     )
     masked = jax.jit(per_class_value_and_grad(loss_fn, num_classes))
     expected = masked(PARAMS, inputs, labels)
@@ -46,7 +46,7 @@ def test_known_labels_give_the_masked_class_gradients(
 @given(labels=st.lists(st.integers(0, 5), min_size=1, max_size=12))
 def test_any_class_counts_will_do(labels: Any) -> None:
     labels = np.array(labels)
-    known = known_labels_value_and_grad(loss_fn, labels, num_classes=6)
+    known = known_labels_value_and_grad(loss_fn, 6, labels)
     masked = jax.jit(per_class_value_and_grad(loss_fn, 6))
     expected = masked(PARAMS, batch(labels), labels)
     got = jax.jit(known)(PARAMS, batch(labels))
@@ -61,7 +61,7 @@ def test_no_example_goes_backwards_for_another_class() -> None:
         seen.append(len(inputs))
         return loss_fn(params, inputs, labels)
 
-    known_labels_value_and_grad(counting_loss, labels, 2)(PARAMS, batch(labels))
+    known_labels_value_and_grad(counting_loss, 2, labels)(PARAMS, batch(labels))
     assert sorted(seen) == [3, 9]
 
 
@@ -70,8 +70,8 @@ def test_extra_arguments_reach_the_loss_and_aux_is_dropped() -> None:
         return scale * loss_fn(params, inputs, labels), inputs
 
     labels = np.array([0, 1, 1])
-    known = known_labels_value_and_grad(scaled, labels, 2, has_aux=True)
-    plain = known_labels_value_and_grad(loss_fn, labels, 2)
+    known = known_labels_value_and_grad(scaled, 2, labels, has_aux=True)
+    plain = known_labels_value_and_grad(loss_fn, 2, labels)
     value, grads = known(PARAMS, batch(labels), 3.0)
     tripled = jax.tree.map(lambda g: 3 * g, plain(PARAMS, batch(labels))[1])
     chex.assert_trees_all_close(grads, tripled, rtol=1e-5)
@@ -92,10 +92,16 @@ def test_labels_that_cannot_be_are_refused_when_built(
     labels: Any, message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        known_labels_value_and_grad(loss_fn, labels, 2)
+        known_labels_value_and_grad(loss_fn, 2, labels)
+
+
+@pytest.mark.parametrize("size", [0, -5, 1.5])
+def test_micro_batches_have_a_positive_size(size: Any) -> None:
+    with pytest.raises(ValueError, match="microbatch_size must be a positive integer"):
+        known_labels_value_and_grad(loss_fn, 2, np.array([0, 1]), microbatch_size=size)
 
 
 def test_inputs_must_be_as_many_as_labels() -> None:
-    known = known_labels_value_and_grad(loss_fn, np.array([0, 1]), 2)
+    known = known_labels_value_and_grad(loss_fn, 2, np.array([0, 1]))
     with pytest.raises(ValueError, match=r"must be 2 examples.*got \[3\]"):
         known(PARAMS, jnp.ones((3, 3)))

@@ -43,10 +43,10 @@ KEY = jax.random.key(0, impl="rbg")
 def optimized() -> Iterator[None]:
     """These programs are large, and run for longer than XLA takes to optimize them."""
     option = "jax_disable_most_optimizations"
-    before = jax.config.read(option)  # type: ignore[no-untyped-call]
-    jax.config.update(option, False)  # type: ignore[no-untyped-call]
+    before = jax.config.read(option)
+    jax.config.update(option, False)
     yield
-    jax.config.update(option, before)  # type: ignore[no-untyped-call]
+    jax.config.update(option, before)
 
 
 every_model = pytest.mark.parametrize("name", CONFIGS)

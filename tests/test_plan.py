@@ -129,6 +129,28 @@ def test_says_what_was_asked_for(path: Any, taken: str) -> None:
     assert chosen.path == taken
 
 
+def test_takes_the_keywords_of_the_balanced_gradient() -> None:
+    def loss(params: Any, x: jax.Array, soft: jax.Array) -> jax.Array:
+        log_p = jax.nn.log_softmax(x @ params["w"] + params["b"][None])
+        return -(soft * log_p).sum(axis=1)
+
+    params = {"w": normal(0, 6, 3), "b": normal(1, 3)}
+    given = params, normal(2, 64, 6), jax.nn.softmax(normal(3, 64, 3))
+    rows = np.zeros(64, np.int32)
+    plain = pcn_jax.pcn_plan(loss, 4)(*given, rows=rows)
+    assert plain.path == "fused"
+    reference = jax.tree.map(lambda p: jnp.ones((4, *p.shape)), params)
+    kept = pcn_jax.pcn_plan(loss, 4)(*given, rows=rows, reference=reference)
+    assert dict(kept.ways)["['b']"] != dict(plain.ways)["['b']"] == "examples"
+    smoothed = pcn_jax.weights.inverse_smoothed_norm(0.3)
+    halves = pcn_jax.pcn_plan(loss, 4, weights=smoothed)
+    assert halves(*given, rows=rows) == halves(
+        *given, rows=rows, state=smoothed.init(4)
+    )
+    with pytest.raises(ValueError, match="reference must be class gradients"):
+        pcn_jax.pcn_plan(loss, 4)(*given, rows=rows, reference=params)
+
+
 def test_a_path_that_is_not_there() -> None:
     with pytest.raises(ValueError, match="or None, got 'fast'"):
         pcn_jax.pcn_plan(CASES["mlp"].loss, 2, path="fast")  # type: ignore[arg-type]

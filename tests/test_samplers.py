@@ -374,9 +374,10 @@ class TestProgressivelyBalanced:
             stream = batches[self.LABELS[batches] == c]
             assert_passes_are_permutations(stream, np.flatnonzero(c == self.LABELS))
 
-    @pytest.mark.parametrize("total_steps", [0, -1])
-    def test_takes_at_least_one_step(self, total_steps: int) -> None:
-        with pytest.raises(ValueError, match=f"must be positive, got {total_steps}"):
+    @pytest.mark.parametrize("total_steps", [0, -1, 2.5])
+    def test_takes_at_least_one_step(self, total_steps: Any) -> None:
+        message = f"total_steps must be a positive integer, got {total_steps}"
+        with pytest.raises(ValueError, match=message):
             pcn_jax.progressively_balanced(LABELS, BATCH, total_steps=total_steps)
 
 

@@ -11,6 +11,8 @@ import pytest
 from fused_losses import CASES, Case, in_float64
 from fused_losses import LABELS as LOSS_LABELS
 from fused_losses import NUM_CLASSES as LOSS_CLASSES
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from loop_losses import OPENED
 
 import pcn_jax
@@ -296,6 +298,22 @@ def test_halves_take_turns_within_a_class() -> None:
     for label in range(NUM_CLASSES):
         a, b = ((np.asarray(halves) == 2 * label + k).sum() for k in (0, 1))
         assert a - b in (0, 1)
+
+
+@settings(max_examples=20, deadline=None)
+@given(labels=st.lists(st.integers(-2, 3), min_size=1, max_size=20))
+def test_halves_of_any_labels(labels: list[int]) -> None:
+    seen: dict[int, int] = {}
+    expected = []
+    for label in labels:
+        expected.append(label if label < 0 else 2 * label + seen.get(label, 0) % 2)
+        seen[label] = seen.get(label, 0) + 1
+    assert pcn_jax.split_halves(jnp.array(labels)).tolist() == expected
+
+
+def test_halves_are_of_integers() -> None:
+    with pytest.raises(ValueError, match=r"integers of shape \[B\], got float32\[2\]"):
+        pcn_jax.split_halves(jnp.ones(2))
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from experiments.claims import (
 from experiments.claims.finding import Effect, Finding, Size
 from experiments.experiment import SETUPS, Experiment
 from experiments.intervals import difference, factor, interval, spread
+from experiments.kept import write_whole
 from experiments.noise import of_batches
 
 
@@ -59,6 +61,34 @@ def test_runs_are_kept_and_not_run_again(folder: Path) -> None:
     other = study.collect(short(learning_rate=0.2), "fast", algorithms=["pcnsgd"])
     assert (other["pcnsgd"].train_loss[:, 1] != first.train_loss[:, 1]).any()
     assert set(json.loads(path.read_text())["seeds"]) == {"0", "1"}
+
+
+def test_seeds_that_another_process_trained_meanwhile_are_kept(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_train = study.make_train  # type: ignore[attr-defined]
+
+    def interrupted(*given: Any) -> Any:
+        train = make_train(*given)
+
+        def train_after_another(seed: int, **options: Any) -> Any:
+            monkeypatch.setattr(study, "make_train", make_train)
+            study.collect(short(seeds=(7,)), "fast", algorithms=["sgd"])
+            return train(seed, **options)
+
+        return train_after_another
+
+    monkeypatch.setattr(study, "make_train", interrupted)
+    study.collect(short(seeds=(0,)), "fast", algorithms=["sgd"])
+    kept = json.loads((folder / "digits-halves" / "sgd.json").read_text())
+    assert set(kept["seeds"]) == {"0", "7"}
+
+
+def test_a_file_may_be_written_by_several_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "kept.json"
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(write_whole, [path] * 100, map(str, range(100))))
+    assert [kept.name for kept in tmp_path.iterdir()] == ["kept.json"]
 
 
 @pytest.mark.usefixtures("standard_promotion")  # optax's cosine decay relies on it
@@ -254,8 +284,8 @@ def test_verdicts() -> None:
 def test_a_check_fails_with_the_claims_that_do(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(reproduce.CLAIMS, "C1", lambda size: found(True))
-    monkeypatch.setitem(reproduce.CLAIMS, "C2", lambda size: found(True, False))
+    monkeypatch.setattr(reproduce.CLAIMS["C1"], "find", lambda size: found(True))
+    monkeypatch.setattr(reproduce.CLAIMS["C2"], "find", lambda size: found(True, False))
     words = ["--size", "fast", "--check", "--claims"]
     reproduce.main([*words, "C1"])
     with pytest.raises(SystemExit, match="not all was seen of C2"):
@@ -289,8 +319,8 @@ def test_a_claim_that_cannot_be_run_does_not_stop_the_others(
     def without_data(size: str) -> Finding:
         raise FileNotFoundError(f"no data for {size}")
 
-    monkeypatch.setitem(reproduce.CLAIMS, "C1", without_data)
-    monkeypatch.setitem(reproduce.CLAIMS, "C2", lambda size: found(True))
+    monkeypatch.setattr(reproduce.CLAIMS["C1"], "find", without_data)
+    monkeypatch.setattr(reproduce.CLAIMS["C2"], "find", lambda size: found(True))
     with pytest.raises(SystemExit, match="C1 was not run: no data for fast"):
         reproduce.main(["--size", "fast", "--claims", "C1", "C2"])
     assert "C2: A claim: holds" in capsys.readouterr().out
@@ -300,7 +330,7 @@ def test_results_say_what_was_found_and_what_was_not_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(reproduce.CLAIMS, "C2", lambda size: found(True, False))
+    monkeypatch.setattr(reproduce.CLAIMS["C2"], "find", lambda size: found(True, False))
     reproduce.main(["--claims", "C2"])
     text = Path("RESULTS.md").read_text(encoding="utf-8")
     assert re.search(r"\| \[C2\]\(#c2\) \| .* \| holds in part \|", text)

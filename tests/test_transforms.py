@@ -631,6 +631,12 @@ class TestClipping:
 class TestFrequency:
     """Re-weighting is the gradient of the class-balanced loss."""
 
+    def test_takes_no_norms(self) -> None:
+        matrix = np.full((2, 1000), 3e37, np.float32)  # whose norm is infinite
+        matrix[0, 0] = np.inf
+        same = apply_named["scale_by_class_frequency"](matrix, counts=np.full(2, 7))
+        np.testing.assert_array_equal(same, matrix)
+
     def test_changes_nothing_where_classes_are_balanced(self) -> None:
         matrix = np.random.default_rng(0).normal(size=(4, 5)).astype(np.float32)
         same = apply_named["scale_by_class_frequency"](matrix, counts=np.full(4, 25))

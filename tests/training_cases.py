@@ -151,7 +151,7 @@ def one_step(steps: Steps, on: Problem) -> Callable[[TrainState], TrainState]:
     train = on.splits["train"]
 
     def step(state: TrainState) -> TrainState:
-        if steps.refreshes_reference:
+        if steps.reference_every:
             reference = full_class_gradients(on, state.params)
             state = state._replace(reference=reference)
         return steps.apply(state, *steps.gradients(state, train))[1]

@@ -4,7 +4,9 @@ Inside a loop this is many times faster on CPU than the convolution that JAX's o
 derivative takes, and while examples are few their patches stay in the cache.
 """
 
+import functools
 import math
+import operator
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -95,7 +97,7 @@ def patch_products(
             part.of(part.of(products, of_x), of_y)
             for part in _window(axis, window, out, params)
         ]
-        products = sum(seen[1:], start=seen[0])
+        products = functools.reduce(operator.add, seen)
     return products.reshape(x.shape[1] * positions, -1)
 
 

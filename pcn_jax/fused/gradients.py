@@ -10,6 +10,7 @@
 """
 
 import functools
+import operator
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, get_args
 
@@ -18,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pcn_jax.counts import at_least_one
 from pcn_jax.fused import pairs, strategies
 from pcn_jax.fused.class_layout import ClassLayout
 from pcn_jax.fused.plan import Choice, Way, block_size, choose
@@ -135,7 +137,7 @@ def measure(
     def add_up(row_weights: jax.Array) -> chex.ArrayTree:
         scaled, each = row_weights * scale, layout.to_examples(row_weights)
         if traced.statistics is not None:
-            each *= seeds / jnp.maximum(seeds.sum(), 1)
+            each *= seeds / at_least_one(seeds.sum())
             return weighted_gradient(traced, each, params, inputs, labels, *args)
         sums = {slot: _weighted_sum(scaled, x) for slot, x in of_rows.items()}
         sums |= {slot: _weighted_sum(each, x) for slot, x in of_examples.items()}
@@ -268,7 +270,7 @@ def _sums(
         of_pairs = pairs.pair_sums(alike, *_places(size, weights, layout), block)
         found.append(strategies.RowSums(of_pairs.squares, of_pairs.halves))
         singles += of_pairs.singles
-    return jax.tree.map(lambda *x: sum(x[1:], start=x[0]), *found), singles
+    return jax.tree.map(lambda *x: functools.reduce(operator.add, x), *found), singles
 
 
 def _gramian(
@@ -285,7 +287,7 @@ def _gramian(
         gramian, more = pairs.pair_gramian(alike, *_places(size, weights, layout))
         parts.append(gramian)
         singles += more
-    return sum(parts[1:], start=parts[0]), singles
+    return functools.reduce(operator.add, parts), singles
 
 
 def _products(
@@ -296,7 +298,7 @@ def _products(
         jnp.sum(x * y.astype(x.dtype).reshape(x.shape), axis=1)
         for x, y in zip(matrices, reference, strict=True)
     ]
-    return sum(parts[1:], start=parts[0])
+    return functools.reduce(operator.add, parts)
 
 
 def _side_by_side(arrays: Iterable[jax.Array]) -> list[jax.Array]:

@@ -451,7 +451,7 @@ def _renamed(equation: Equation, slots: dict[Slot, Slot]) -> Equation:
 
 
 def _array(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(shape, dtype)  # type: ignore[no-untyped-call]
+    return jax.ShapeDtypeStruct(shape, dtype)
 
 
 @jax.custom_vjp

@@ -16,6 +16,7 @@ much that is follows from the squared lengths of the single gradients, also adde
 """
 
 import functools
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Self
 
@@ -221,7 +222,7 @@ def _all_products(
         source.products(ours, theirs)
         for source, ours, theirs in zip(sources, left, right, strict=True)
     ]
-    return sum(products[1:], start=products[0])
+    return functools.reduce(operator.add, products)
 
 
 def _dense_products(site: Site, left: Taps, right: Taps) -> jax.Array:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax.extend import core
 
@@ -28,7 +29,8 @@ class Equation(NamedTuple):
       inputs: The same slots, each once: what `apply` is given.
       outputs: Slot of each result.
       types: Shapes and dtypes of `inputs`.
-      apply: Computes the list of results from the values of `inputs`.
+      apply: Computes the list of results from the values of `inputs`, whose axis of
+        examples may be shorter or longer than it was when traced.
     """
 
     primitive: str
@@ -187,13 +189,20 @@ def _equation(
 ) -> Equation:
     atoms = [None if isinstance(x, core.Literal) else x for x in eqn.invars]
     variables = [x for x in dict.fromkeys(atoms) if x is not None]
-    alone: core.Jaxpr = jaxpr.replace(  # type: ignore[no-untyped-call]
+    alone: core.Jaxpr = jaxpr.replace(
         constvars=[],
         invars=variables,
         outvars=eqn.outvars,
         eqns=[eqn],
         effects=eqn.effects,
     )
+    results_of = core.jaxpr_as_fun(core.ClosedJaxpr(alone, ()))
+
+    def apply(*values: Any) -> list[Any]:
+        with jax.enable_checks(False):  # of the shapes that were traced
+            results: list[Any] = results_of(*values)
+        return results
+
     return Equation(
         primitive=eqn.primitive.name,
         params=eqn.params,
@@ -202,7 +211,7 @@ def _equation(
         inputs=tuple(slots[variable] for variable in variables),
         outputs=tuple(outputs),
         types=tuple(variable.aval for variable in variables),
-        apply=core.jaxpr_as_fun(core.ClosedJaxpr(alone, ())),
+        apply=apply,
     )
 
 

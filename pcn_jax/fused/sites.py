@@ -287,10 +287,7 @@ def lookup_factors(site: Site, taps: Taps) -> tuple[jax.Array, jax.Array]:
     indices = jnp.moveaxis(taps.values[x].squeeze(last), axis or 0, 0)
     # Signed, as -1 is; what is too large for that is outside of any table.
     signed = jnp.int64 if indices.dtype.itemsize > 4 else jnp.int32
-    most = min(
-        jnp.iinfo(kind).max  # type: ignore[no-untyped-call]
-        for kind in (indices.dtype, signed)
-    )
+    most = min(jnp.iinfo(kind).max for kind in (indices.dtype, signed))
     indices = jnp.minimum(indices, jnp.asarray(most, indices.dtype)).astype(signed)
     length = site.param_shape[0]
     if "CLIP" in str(site.equation.params["mode"]):

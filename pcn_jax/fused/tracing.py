@@ -9,6 +9,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from pcn_jax.counts import at_least_one
 from pcn_jax.fused.axis_rules import NotProvenError
 from pcn_jax.fused.example_axis import follow_examples
 from pcn_jax.fused.loops import open_loops
@@ -185,7 +186,7 @@ def tap(
 
     losses, pullback, (operands, aux) = jax.vjp(forward, probes, has_aux=True)
     seeds = seeds.astype(losses.dtype)
-    (cotangents,) = pullback(seeds / jnp.maximum(seeds.sum(), 1))
+    (cotangents,) = pullback(seeds / at_least_one(seeds.sum()))
     taps = [
         Taps(values, [cotangents[slot] for slot in _results(site)])
         for site, values in zip(sites, operands, strict=True)

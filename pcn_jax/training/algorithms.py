@@ -69,8 +69,10 @@ def _pcngd(chosen: "TrainConfig", num_classes: int) -> Links:
 
 
 def _normalised(chosen: "TrainConfig", num_classes: int) -> Links:
+    if not chosen.class_momentum:
+        return [transforms.scale_by_class_norm()]
     momentum = transforms.class_momentum(num_classes, chosen.class_momentum)
-    return [momentum] * bool(chosen.class_momentum) + [transforms.scale_by_class_norm()]
+    return [momentum, transforms.scale_by_class_norm()]
 
 
 def _normalised_weights(chosen: "TrainConfig") -> ClassWeights | None:

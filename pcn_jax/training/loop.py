@@ -19,6 +19,7 @@ def make_train(
     algorithm: AlgorithmName,
     learning_rate: float,
     config: TrainConfig,
+    *,
     measure: Callable[[TrainState], Record] | None = None,
 ) -> Callable[..., TrainState]:
     """Builds a training run; what it compiles serves all seeds and rates.
@@ -40,7 +41,8 @@ def make_train(
 
     Raises:
       ValueError: If there is no such algorithm, or the batch size does not suit the
-        sampler and the class counts; when called, if a gradient of all the data is
+        sampler and the class counts, or the algorithm halves the classes of batches and
+        there are none; when called, if a gradient of all the data is
         asked of a model whose examples interact, or if the seed is negative.
 
     Example:
@@ -107,9 +109,9 @@ def _build(problem: Problem, algorithm: AlgorithmName, config: TrainConfig) -> "
     )
     optimizer = config.optimizer.build(1.0, config.steps)
     steps = make_steps(problem, chosen, config, optimizer, sampler)
-    measure = make_measure(problem, steps, config.reference_every)
+    measure = make_measure(problem, steps)
     make_advance = _scan if problem.loop == "scan" else _python_loop
-    return steps, measure, make_advance(problem, steps, config.reference_every)
+    return steps, measure, make_advance(problem, steps)
 
 
 def _is_watched() -> bool:
@@ -121,13 +123,13 @@ Advance = Callable[[TrainState, Examples, int], TrainState]
 _Run = tuple[Steps, Callable[[TrainState], Record], Advance]
 
 
-def _python_loop(problem: Problem, steps: Steps, reference_every: int) -> Advance:
+def _python_loop(problem: Problem, steps: Steps) -> Advance:
     """Steps from Python: the fast way on CPU."""
 
     def advance(state: TrainState, train: Examples, number: int) -> TrainState:
         first = int(state.step)
         for now in range(first, first + number):
-            if steps.refreshes_reference and now % reference_every == 0:
+            if steps.reference_every and now % steps.reference_every == 0:
                 _, reference = problem.train_class_gradients(
                     state.params, train.inputs, state.model_state, None
                 )
@@ -138,14 +140,14 @@ def _python_loop(problem: Problem, steps: Steps, reference_every: int) -> Advanc
     return advance
 
 
-def _scan(problem: Problem, steps: Steps, reference_every: int) -> Advance:
+def _scan(problem: Problem, steps: Steps) -> Advance:
     """All steps in one compiled loop: the fast way on accelerators."""
 
     def next_state(state: TrainState, train: Examples) -> TrainState:
-        if steps.refreshes_reference:
+        if steps.reference_every:
             given = state.params, train.inputs, state.model_state, None
             reference = jax.lax.cond(
-                state.step % reference_every == 0,
+                state.step % steps.reference_every == 0,
                 lambda: problem.train_class_gradients(*given)[1],
                 lambda: state.reference,
             )

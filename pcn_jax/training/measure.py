@@ -33,21 +33,19 @@ def measured_steps(total_steps: int, *, per_decade: int) -> list[int]:
       >>> measured_steps(1000, per_decade=3)
       [0, 1, 2, 5, 10, 22, 46, 100, 215, 464, 1000]
     """
-    decades = np.log10(max(total_steps, 1))
-    spaced = np.logspace(0, decades, 1 + int(np.ceil(decades * per_decade)))
-    within = np.rint(spaced[spaced <= total_steps]).astype(int).tolist()
-    return sorted({0, *within, total_steps})
+    if not total_steps:
+        return [0]
+    number = 1 + int(np.ceil(np.log10(total_steps) * per_decade))
+    spaced = np.rint(np.geomspace(1, total_steps, number))
+    return sorted({0, *spaced.astype(int).tolist()})
 
 
-def make_measure(
-    problem: Problem, steps: Steps, reference_every: int = 1
-) -> Callable[[TrainState], Record]:
+def make_measure(problem: Problem, steps: Steps) -> Callable[[TrainState], Record]:
     """Builds the function that measures a state; it changes nothing.
 
     Args:
       problem: The model, its loss and the data.
       steps: The step of the algorithm.
-      reference_every: Steps after which the loop refreshes the state's reference.
 
     Returns:
       A function from a state to a record with `step`; for each of `train`, `validation`
@@ -68,7 +66,7 @@ def make_measure(
         all_data = problem.train_class_gradients(
             state.params, train.inputs, state.model_state, None
         )
-        if steps.refreshes_reference and int(state.step) % reference_every == 0:
+        if steps.reference_every and int(state.step) % steps.reference_every == 0:
             state = state._replace(reference=all_data[1])
         _, batch = steps.class_gradients(state, train)
         updates, _ = steps.step(_copy(state), train)  # which takes what it is given

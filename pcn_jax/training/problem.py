@@ -16,13 +16,13 @@ import numpy as np
 import optax
 
 from pcn_jax.accumulation import accumulate
-from pcn_jax.balanced import PCNValue
 from pcn_jax.class_gradients import ClassValue, ClassValueAndGrad
 from pcn_jax.data import Dataset
 from pcn_jax.dynamics import class_means, macro_recall
 from pcn_jax.known_labels import known_labels_value_and_grad
 from pcn_jax.loops import Loop, resolve_loop
 from pcn_jax.precision import at_least_float32
+from pcn_jax.weighing import PCNValue
 
 StepValue = ClassValue | PCNValue
 Gradients = tuple[ClassValue, chex.ArrayTree]
@@ -147,8 +147,8 @@ class Problem:
         """
         class_gradients = known_labels_value_and_grad(
             self.losses,
-            self.train_labels,
             self.num_classes,
+            self.train_labels,
             has_aux=True,
             microbatch_size=self._microbatch_size,
             loop=self.loop,

@@ -14,13 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from pcn_jax.balanced import PCNValue, pcn_value_and_grad
+from pcn_jax.balanced import pcn_value_and_grad
 from pcn_jax.class_gradients import (
     ClassValue,
     ClassValueAndGrad,
     LossFn,
     per_class_value_and_grad,
 )
+from pcn_jax.counts import at_least_one
 from pcn_jax.dynamics import class_means
 from pcn_jax.halves import split_halves
 from pcn_jax.known_labels import known_labels_value_and_grad
@@ -35,6 +36,7 @@ from pcn_jax.training.problem import (
     StepValue,
 )
 from pcn_jax.transforms import sum_over_classes
+from pcn_jax.weighing import PCNValue
 from pcn_jax.weights import StatefulClassWeights
 
 
@@ -74,7 +76,8 @@ class Steps(NamedTuple):
         parameters and the next state.
       step: From a state and the training data to the same; compiled, as one program
         where the gradients are not a Python loop over parts. The state is donated.
-      refreshes_reference: Whether `apply` needs a fresh `state.reference`.
+      reference_every: Steps after which `apply` needs a fresh `state.reference`; `None`
+        if it needs none.
     """
 
     init: Callable[..., TrainState]
@@ -84,7 +87,7 @@ class Steps(NamedTuple):
         [TrainState, StepValue, chex.ArrayTree], tuple[chex.ArrayTree, TrainState]
     ]
     step: Callable[[TrainState, Examples], tuple[chex.ArrayTree, TrainState]]
-    refreshes_reference: bool
+    reference_every: int | None
 
 
 def make_steps(
@@ -107,7 +110,8 @@ def make_steps(
       The functions of a training loop.
 
     Raises:
-      ValueError: By `init`, if a gradient of all the data is needed and the examples
+      ValueError: If the algorithm halves the classes of batches and `sampler` is
+        `None`; by `init`, if a gradient of all the data is needed and the examples
         interact in the model.
     """
     links = algorithm.links(config, problem.num_classes) if algorithm.links else []
@@ -145,8 +149,8 @@ def make_steps(
     if sampler is not None and sampler.class_counts is not None:
         known_labels = known_labels_value_and_grad(
             problem.losses,
-            np.repeat(np.arange(problem.num_classes), sampler.class_counts),
             problem.num_classes,
+            np.repeat(np.arange(problem.num_classes), sampler.class_counts),
             has_aux=True,
         )
     joint = _joint_value_and_grad(problem.losses, problem.num_classes)
@@ -268,7 +272,7 @@ def make_steps(
         class_gradients=jax.jit(class_gradients) if traceable else class_gradients,
         apply=apply,
         step=jax.jit(step, donate_argnums=0) if traceable else step,
-        refreshes_reference=algorithm.needs_reference,
+        reference_every=config.reference_every if algorithm.needs_reference else None,
     )
 
 
@@ -293,7 +297,7 @@ def _joint_value_and_grad(loss_fn: LossFn, num_classes: int) -> ClassValueAndGra
 
         def mean_loss(params: chex.ArrayTree) -> tuple[jax.Array, Any]:
             losses, aux = loss_fn(params, inputs, labels, *args)
-            total = jnp.maximum(real.sum(dtype=losses.dtype), 1)
+            total = at_least_one(real.sum(dtype=losses.dtype))
             return jnp.where(real, losses, 0).sum() / total, (losses, aux)
 
         grad, (losses, aux) = jax.grad(mean_loss, has_aux=True)(params)

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from pcn_jax.checks import check_number
 from pcn_jax.geometry import class_alignment, scale_rows, unit_class_grads
 from pcn_jax.transforms.per_class import per_class
-from pcn_jax.weights import check_number
 
 
 def scale_by_class_alignment(

@@ -1,9 +1,13 @@
 """Class re-weighting: the baseline to beat."""
 
+from typing import Any
+
+import jax
+import jax.numpy as jnp
 import optax
 
-from pcn_jax.transforms.per_class import weighted
-from pcn_jax.weights import inverse_frequency
+from pcn_jax.geometry import scale_rows
+from pcn_jax.transforms.per_class import check_counts, per_class
 
 
 def scale_by_class_frequency() -> optax.GradientTransformationExtraArgs:
@@ -33,4 +37,15 @@ def scale_by_class_frequency() -> optax.GradientTransformationExtraArgs:
       >>> updates.tolist()
       [[2.0], [2.0]]
     """
-    return weighted("scale_by_class_frequency", inverse_frequency())
+    name = "scale_by_class_frequency"
+
+    def scale(
+        class_grads: optax.Updates, *, class_counts: Any = None, **extra: Any
+    ) -> optax.Updates:
+        del extra
+        num_classes = len(jax.tree.leaves(class_grads)[0])
+        counts = check_counts(name, class_counts, num_classes).astype(float)
+        of_classes = counts.sum() / (num_classes * jnp.where(counts == 0, 1, counts))
+        return scale_rows(class_grads, of_classes)
+
+    return per_class(name, scale)

@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from pcn_jax.checks import check_num_classes
+from pcn_jax.checks import check_number, check_positive_integer
+from pcn_jax.counts import at_least_one
 from pcn_jax.geometry import class_norms, scale_rows
 from pcn_jax.precision import at_least_float32
 from pcn_jax.transforms.per_class import check_class_axis, check_counts
-from pcn_jax.weights import check_number
 
 
 class ClassMomentumState(NamedTuple):
@@ -73,7 +73,7 @@ def class_momentum(
       [[ 6.  8.]
        [ 0. 10.]]
     """
-    check_num_classes(num_classes)
+    check_positive_integer("num_classes", num_classes)
     check_number("decay", decay, lambda x: 0 <= x < 1, "in [0, 1)")
     name = "class_momentum"
 
@@ -101,9 +101,9 @@ def class_momentum(
             raise ValueError(
                 f"{name} was made for {num_classes} classes, got {len(norms)} rows."
             )
-        counts = check_counts(name, class_counts, norms)
+        counts = check_counts(name, class_counts, num_classes).astype(norms.dtype)
         here = counts > 0
-        shares = jnp.where(here, counts / jnp.maximum(counts.sum(), 1), 1)
+        shares = jnp.where(here, counts / at_least_one(counts.sum()), 1)
         kept, new = jnp.where(here, decay, 1), jnp.where(here, 1 - decay, 0)
         averages = jax.tree.map(
             lambda old, g: (scale_rows(old, kept) + scale_rows(g, new / shares)).astype(

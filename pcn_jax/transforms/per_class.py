@@ -8,9 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from pcn_jax.geometry import scale_rows, unit_class_grads
-from pcn_jax.weights import ClassStatistics, ClassWeights
-
 
 def per_class(
     name: str, transform: Callable[..., optax.Updates]
@@ -34,35 +31,20 @@ def per_class(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def weighted(name: str, weights: ClassWeights) -> optax.GradientTransformationExtraArgs:
-    """The same with rows multiplied by weights that depend on norms and counts."""
-
-    def scale(
-        class_grads: optax.Updates, *, class_counts: Any = None, **extra: Any
-    ) -> optax.Updates:
-        del extra
-        units, norms = unit_class_grads(class_grads)
-        counts = check_counts(name, class_counts, norms)
-        of_classes = weights(ClassStatistics(norms, counts))
-        return scale_rows(units, norms * of_classes)
-
-    return per_class(name, scale)
-
-
-def check_counts(name: str, class_counts: Any, norms: jax.Array) -> jax.Array:
-    """Class counts as floats `[C]`, refused unless there is one beside each norm."""
+def check_counts(name: str, class_counts: Any, num_classes: int) -> jax.Array:
+    """Class counts as an array `[C]`, refused unless there is one a class."""
     if class_counts is None:
         raise ValueError(
             f"{name} needs the class counts of the batch: update(class_grads, state, "
             "params, class_counts=value.counts), where value is what "
             "pcn_jax.per_class_value_and_grad returns before the gradients."
         )
-    if np.shape(class_counts) != norms.shape:
+    if np.shape(class_counts) != (num_classes,):
         raise ValueError(
-            f"{name} needs one class count a class, shape {norms.shape}, got "
+            f"{name} needs one class count a class, shape {(num_classes,)}, got "
             f"{np.shape(class_counts)}."
         )
-    return jnp.asarray(class_counts).astype(norms.dtype)
+    return jnp.asarray(class_counts)
 
 
 def check_class_axis(

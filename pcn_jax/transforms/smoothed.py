@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from pcn_jax.checks import check_num_classes
+from pcn_jax.checks import check_positive_integer
 from pcn_jax.geometry import class_norms, scale_rows
 from pcn_jax.halves import half_products, of_halves
 from pcn_jax.transforms.per_class import check_class_axis, check_counts
@@ -75,7 +75,7 @@ def scale_by_smoothed_class_norm(
     rule = inverse_smoothed_norm(
         min_norm, decay=decay, min_alignment=min_alignment, average=average
     )
-    check_num_classes(num_classes)
+    check_positive_integer("num_classes", num_classes)
     name = "scale_by_smoothed_class_norm"
 
     def init(params: optax.Params) -> SmoothedNormState:
@@ -100,7 +100,7 @@ def scale_by_smoothed_class_norm(
                 f" classes, {2 * num_classes} rows, got {len(norms)}: see "
                 "pcn_jax.split_halves."
             )
-        check_counts(name, class_counts, norms)
+        check_counts(name, class_counts, len(norms))
         halves = ClassStatistics(norms, jnp.asarray(class_counts))
         statistics = of_halves(halves, half_products(updates, norms))
         weights, new_state = rule.update(statistics, state)

@@ -1,0 +1,15 @@
+"""Numbers of examples, and what is divided by them."""
+
+import jax
+import jax.numpy as jnp
+
+
+def at_least_one(count: jax.Array) -> jax.Array:
+    """The count, or 1 in place of 0, where something is divided by it."""
+    return jnp.maximum(count, 1)
+
+
+def mean_loss(losses: jax.Array, counts: jax.Array) -> jax.Array:
+    """Mean loss of a batch, from the mean loss `[C]` and the examples of each class."""
+    counts = counts.astype(losses.dtype)
+    return jnp.sum(losses * counts) / at_least_one(counts.sum())
