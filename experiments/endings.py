@@ -13,7 +13,7 @@ import numpy as np
 
 from experiments.claims.finding import Size
 from experiments.experiment import Experiment, problem
-from experiments.kept import commit, write_whole
+from experiments.kept import commit, write_rows
 from experiments.study import FOLDERS
 from pcn_jax.training import (
     AlgorithmName,
@@ -167,8 +167,8 @@ def _write(path: Path, experiment: Experiment, kept: _Kept) -> None:
         "commit": commit(),
         "columns": Ending._fields,
     }
-    rows = ",\n".join(
-        json.dumps([*key, *(x if np.isfinite(x) else None for x in end)])
+    rows = [
+        [*key, *(x if np.isfinite(x) else None for x in end)]
         for key, end in kept.items()
-    )
-    write_whole(path, f'{json.dumps(head)[:-1]}, "rows": [\n{rows}\n]}}\n')
+    ]
+    write_rows(path, head, rows)

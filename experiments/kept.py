@@ -1,8 +1,11 @@
 """Files that keep what was computed: whole or not at all, and of which code."""
 
+import json
 import subprocess
 import tempfile
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 
 def commit() -> str:
@@ -15,6 +18,18 @@ def commit() -> str:
         cwd=Path(__file__).parent,
     )
     return found.stdout.strip() or "unknown"
+
+
+def write_rows(path: Path, head: Mapping[str, Any], rows: Iterable[Any]) -> None:
+    """Writes a JSON file with one row a line.
+
+    Args:
+      path: Of the file.
+      head: What it holds besides.
+      rows: Its `rows`.
+    """
+    lines = ",\n".join(map(json.dumps, rows))
+    write_whole(path, f'{json.dumps(head)[:-1]}, "rows": [\n{lines}\n]}}\n')
 
 
 def write_whole(path: Path, text: str) -> None:

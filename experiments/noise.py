@@ -17,7 +17,7 @@ import numpy as np
 
 from experiments.claims.finding import Size
 from experiments.experiment import Experiment, problem
-from experiments.kept import commit, write_whole
+from experiments.kept import commit, write_rows
 from experiments.study import FOLDERS
 from pcn_jax.training import Problem, environment, make_train, plain
 
@@ -104,15 +104,13 @@ def measure_noise(
                     for batch in BATCH_SIZES
                     if batch <= len(gramian) // 2
                 ]
-    kept = {
+    head = {
         "description": described,
         "ran_on": environment(),
         "commit": commit(),
         "columns": Noise._fields,
-        "rows": [_rounded(row) for row in rows],
     }
-    lines = ",\n".join(json.dumps(row) for row in kept.pop("rows"))
-    write_whole(path, json.dumps(kept)[:-1] + f', "rows": [\n{lines}\n]}}\n')
+    write_rows(path, head, map(_rounded, rows))
     return rows
 
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from pcn_jax.counts import at_least_one
 from pcn_jax.fused.axis_rules import NotProvenError
 from pcn_jax.fused.example_axis import follow_examples
-from pcn_jax.fused.loops import open_loops
+from pcn_jax.fused.open_loops import open_loops
 from pcn_jax.fused.plan import measured_in_place
 from pcn_jax.fused.program import (
     Program,

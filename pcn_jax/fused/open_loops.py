@@ -12,7 +12,6 @@ matrices. So
    it says what the weight gradients are.
 """
 
-import itertools
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -20,22 +19,14 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from pcn_jax.fused.all_steps import broadcasts_over, over_all_steps
 from pcn_jax.fused.axis_rules import Axis
-from pcn_jax.fused.example_axis import Scan, follow_examples, follow_scan
-from pcn_jax.fused.program import (
-    Equation,
-    Program,
-    Slot,
-    dependent_on,
-    evaluate,
-    needed_for,
-)
-from pcn_jax.fused.sites import Site, find_sites
+from pcn_jax.fused.loop_bodies import Loop, look_into
+from pcn_jax.fused.program import Equation, Program, Slot, evaluate
+from pcn_jax.fused.sites import Site
 
 _PARTS = {"convert_element_type", "reshape", "slice", "split", "squeeze", "transpose"}
 """Primitives whose result is part of their operand, or all of it."""
-_ALIKE = {"add_any", "clamp", "select_n"}
-"""Elementwise ones whose operands have to have the shape of the result."""
 
 
 class Opened(NamedTuple):
@@ -79,99 +70,12 @@ def open_loops(program: Program, axes: dict[Slot, Axis], depends: set[Slot]) -> 
         is_known = axes.keys() >= {*equation.outputs}
         matters = is_known and not depends.isdisjoint(equation.outputs)
         if equation.primitive == "scan" and matters and equation.params["length"]:
-            loop = _look_into(equation, program, axes, depends)
+            loop = look_into(equation, program, axes, depends)
         if loop is None:
             opened.program.equations.append(equation)
         else:
             _Opening(opened, loop).open()
     return opened
-
-
-class _Loop(NamedTuple):
-    """A loop, taken apart. All but `equation` is in slots of its body.
-
-    Attributes:
-      equation: The loop as it is.
-      scan: What it says.
-      axes: The axis that counts the examples, of every slot.
-      alone: Slots that depend on parameters alone.
-      sliced: Slots that differ from step to step, but depend neither on what the loop
-        carries nor on examples.
-      before: Equations from which those of `alone` follow that are used in the loop.
-      during: The equations of the loop without them.
-      sites: Where parameters meet examples.
-    """
-
-    equation: Equation
-    scan: Scan
-    axes: dict[Slot, Axis]
-    alone: set[Slot]
-    sliced: set[Slot]
-    before: list[Equation]
-    during: list[Equation]
-    sites: list[Site]
-
-
-def _look_into(
-    equation: Equation, program: Program, axes: dict[Slot, Axis], depends: set[Slot]
-) -> _Loop | None:
-    """Takes a loop apart, or finds that it has to stay whole."""
-    scan = follow_scan(equation, program, axes)
-    body = needed_for(scan.body, scan.body.outputs)
-    known = follow_examples(body, scan.axes, size=scan.size).axes
-    inside = _dependent_in_any_step(
-        {
-            inner
-            for inner, slot in zip(body.inputs, equation.operands, strict=True)
-            if slot in depends
-        },
-        scan,
-    )
-    steady, sliced = _without_carry(body, known, scan)
-    alone = inside & (steady | sliced)
-    without_examples = {slot for slot, axis in known.items() if axis is None}
-    if not alone or inside & without_examples != alone or alone & {*body.outputs}:
-        return None
-    before = [
-        step for step in body.equations if (steady | sliced).issuperset(step.outputs)
-    ]
-    during = [step for step in body.equations if not alone.issuperset(step.outputs)]
-    used = alone.intersection(itertools.chain(*(step.inputs for step in during)))
-    return _Loop(
-        equation=equation,
-        scan=scan,
-        axes=known,
-        alone=alone,
-        sliced=sliced,
-        before=needed_for(body._replace(equations=before), used).equations,
-        during=during,
-        sites=find_sites(body._replace(equations=during), known, inside),
-    )
-
-
-def _dependent_in_any_step(given: set[Slot], scan: Scan) -> set[Slot]:
-    """All slots of a body that depend on some, also through what the loop carries."""
-    carried = list(zip(scan.body.inputs[scan.carry], scan.body.outputs, strict=False))
-    while True:
-        found = dependent_on(scan.body, given)
-        more = {before for before, after in carried if after in found}
-        if more <= given:
-            return found
-        given = given | more
-
-
-def _without_carry(
-    body: Program, axes: dict[Slot, Axis], scan: Scan
-) -> tuple[set[Slot], set[Slot]]:
-    """Slots without examples that are the same in all steps, and that each step has."""
-    fixed, slices = body.inputs[: scan.carry.start], body.inputs[scan.carry.stop :]
-    steady = {*body.constants, *(slot for slot in fixed if axes[slot] is None)}
-    sliced = {slot for slot in slices if axes[slot] is None}
-    for step in body.equations:
-        if (steady | sliced).issuperset(step.inputs):
-            here = sliced if sliced.intersection(step.inputs) else steady
-            here.update(step.outputs)
-    return steady, sliced
 
 
 class _Probe(NamedTuple):
@@ -191,7 +95,7 @@ class _Probe(NamedTuple):
 class _Opening:
     """One loop on its way into a program that is open."""
 
-    def __init__(self, opened: Opened, loop: _Loop) -> None:
+    def __init__(self, opened: Opened, loop: Loop) -> None:
         self.opened, self.loop = opened, loop
         self.body, self.length = loop.scan.body, int(loop.equation.params["length"])
         self.outer: dict[Slot, Slot] = {}
@@ -273,7 +177,7 @@ class _Opening:
     def _with_an_axis_for_steps(self) -> set[Slot]:
         """Gives it to biases and scales that all steps use: it has the length 1."""
         uses = [slot for step in self.loop.during for slot in step.inputs]
-        elementwise = [x.params[0] for x in self.loop.sites if _broadcasts(x)]
+        elementwise = [x.params[0] for x in self.loop.sites if broadcasts_over(x)]
         found = {
             slot
             for slot in {*elementwise} - self.loop.sliced
@@ -307,7 +211,7 @@ class _Opening:
     def _take_out(self, site: Site, broadcast: set[Slot]) -> None:
         """Adds the equation of a site over all steps, and its probes."""
         step, param = site.equation, site.params[0]
-        lifted, steps = _over_all_steps(
+        lifted, steps = over_all_steps(
             site,
             alone=self.loop.alone,
             sliced=self.loop.sliced,
@@ -462,67 +366,3 @@ def _with_probe(x: jax.Array, probe: jax.Array) -> jax.Array:
 
 
 _with_probe.defvjp(lambda x, _: (x, None), lambda _, cotangent: (cotangent, cotangent))
-
-
-def _over_all_steps(
-    site: Site, *, alone: set[Slot], sliced: set[Slot], broadcasts: bool
-) -> tuple[Equation, int]:
-    """What a site does in all steps together, of stacks of what it is given.
-
-    Args:
-      site: A site in a loop.
-      alone: Slots that depend on parameters alone: no stacks, but slices or steady.
-      sliced: Those that are slices.
-      broadcasts: Whether its parameter needs no axis for the steps, or has one.
-
-    Returns:
-      An equation with slots of the body, and which axis of its results counts the
-      steps.
-    """
-    step, param = site.equation, site.params[0]
-    if step.primitive == "dot_general" and site.kind in ("dense", "product"):
-        return _product_over_all_steps(site, is_sliced=param in sliced)
-    if _broadcasts(site) and param not in sliced and broadcasts:
-        return step, 0
-    along = [None if x in alone and x not in sliced else 0 for x in step.inputs]
-    lifted = step._replace(apply=jax.vmap(step.apply, along))
-    if _broadcasts(site) and param in sliced and site.param_shape:
-        return lifted, 0
-    return lifted._replace(primitive=f"{step.primitive} of all steps"), 0
-
-
-def _broadcasts(site: Site) -> bool:
-    """Whether an axis of length 1 will do for the steps, and for the examples."""
-    return site.kind == "elementwise" and site.equation.primitive not in _ALIKE
-
-
-def _product_over_all_steps(site: Site, *, is_sliced: bool) -> tuple[Equation, int]:
-    step, param = site.equation, site.params[0]
-    of_param = step.operands.index(param)
-    shifts = [int(is_sliced or side != of_param) for side in (0, 1)]
-    (of_x, of_y), (with_x, with_y) = (
-        [
-            [d + shift for d in dimensions]
-            for shift, dimensions in zip(shifts, sides, strict=True)
-        ]
-        for sides in step.params["dimension_numbers"]
-    )
-    if is_sliced:
-        with_x, with_y, steps = [0, *with_x], [0, *with_y], 0
-    else:  # the first free axis of the other operand
-        free = len(site.param_shape) - len(of_x) - len(with_x)
-        steps = len(with_x) + (free if of_param == 0 else 0)
-    numbers = (of_x, of_y), (with_x, with_y)
-
-    def apply(x: jax.Array, y: jax.Array) -> list[jax.Array]:
-        result = lax.dot_general(
-            x,
-            y,
-            numbers,
-            precision=step.params["precision"],
-            preferred_element_type=step.params["preferred_element_type"],
-        )
-        return [result]
-
-    params = {**step.params, "dimension_numbers": numbers}
-    return step._replace(params=params, apply=apply), steps
