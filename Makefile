@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test lint types unit coverage effects format docs notebooks reproduce benchmarks clean
+.PHONY: demo test lint types unit coverage oldest effects format docs notebooks reproduce benchmarks clean
 
 demo: $(VENV)/installed ## The main job: every algorithm on long-tailed digits.
 	$(BIN)/python -m experiments.train digits-lt --overwrite
@@ -22,6 +22,14 @@ unit: $(VENV)/installed
 
 coverage: $(VENV)/installed ## The same, and what of the library they run: a fifth slower.
 	$(BIN)/pytest --numprocesses 2 --dist worksteal --cov --cov-report term
+
+oldest: ## The tests of the core with the oldest versions that setup.cfg allows.
+	$(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/python -m pip install --quiet uv
+	.venv-oldest/bin/uv pip install --quiet --python .venv-oldest/bin/python \
+		--resolution lowest-direct --editable '.[dev]'
+	.venv-oldest/bin/pytest --numprocesses 2 --dist worksteal pcn_jax $(patsubst %,tests/test_%.py,\
+		balanced class_gradients example_axis frozen known_labels loops samplers transforms)
 
 # The algorithms share programs, such as those that measure: each is compiled once.
 effects: export JAX_COMPILATION_CACHE_DIR = $(CURDIR)/runs/compiled
@@ -59,7 +67,7 @@ benchmarks: $(VENV)/installed ## Measures one core again, beside PyTorch: two ho
 		$(BIN)/python -m benchmarks.batch_norm --fresh times norms recalls
 
 clean: ## Removes the environment, caches and runs.
-	rm -rf $(VENV) .venv-peers runs .coverage .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-peers .venv-oldest runs .coverage .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 $(VENV)/installed: setup.cfg pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "pcn_jax needs Python 3.11 or newer, and $(PYTHON) is %d.%d: give another one, make PYTHON=python3.12 ..." % sys.version_info[:2])'
