@@ -236,12 +236,11 @@ def _figure(records: list[dict[str, Any]], path: Path) -> None:
         axis.set_title(NETS[net], fontsize=9, loc="left", fontweight="bold")
         handles |= dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
     figure.supylabel("time / plain gradient of the same library", fontsize=8)
-    figure.supxlabel("classes", fontsize=8)
     named: Any = {"handles": handles.values(), "labels": handles.keys()}
     if len(spare):
         spare[0].legend(**named, loc="center", fontsize=8, frameon=False)
     else:
-        place: Any = {"loc": "outside lower center", "ncols": 4}
+        place: Any = {"loc": "outside lower center", "ncols": columns}
         figure.legend(**named, **place, fontsize=8, frameon=False)
     figure.savefig(path, dpi=150)
     plt.close(figure)
@@ -286,6 +285,7 @@ def _panel(axis: Any, records: list[dict[str, Any]]) -> None:
     axis.yaxis.set_major_formatter(mpl.ticker.FuncFormatter(lambda v, _: f"{v:g}"))
     axis.set_xticks(range(len(classes)), [f"{number:,}" for number in classes])
     axis.set_xlim(-0.5, len(classes) - 0.5)
+    axis.set_xlabel("classes", fontsize=8)
     axis.tick_params(labelsize=8)
     axis.spines[["top", "right"]].set_visible(False)
     axis.grid(axis="y", alpha=0.3)
