@@ -33,6 +33,8 @@ SETUPS_OF: dict[Size, tuple[str, ...]] = {
         "cifar10-multi-mlp",
         "digits-halves",
         "digits-lt",
+        "automobile-truck-cnn",
+        "digits-halves-resnet32",
     ),
 }
 _FORGETFUL = "animals-vehicles-mlp"
@@ -71,8 +73,8 @@ the same grid as elsewhere; so these are not the runs of the other claims. *At t
 of the same runs. What the minority loses from the stop to the end is not lost as in C9:
 its few examples stay learned, by heart, and so does the majority, while other examples
 of the minority are taken for the majority. In the figure a dot has its interval and is
-of early stopping, a ring of the end. Not run: the CNN and the ResNet; PCNSGD+R and
-PCNSGD+clip."""
+of early stopping, a ring of the end. Not run: PCNSGD+R and PCNSGD+clip; VGG16 and
+ResNet18."""
 
 
 def find(size: Size) -> Finding:
