@@ -107,8 +107,8 @@ _HOW_TO_READ = """## How to read it
   (Parentheses), in tables: the least and the largest of the seeds.
 - There are five seeds, and ten on automobile-truck-mlp, but in C2 to C4, C8 and C12.
 - Each method has its own learning rate, from the same grid for all (of Adam another),
-  chosen on validation data with other seeds (three; two on digits-halves; one of CNN,
-  VGG16 and ResNet18), and [kept](experiments/learning_rates).
+  chosen on validation data with other seeds (three; two on digits-halves; one of VGG16
+  and ResNet18, and of the CNN but in C12), and [kept](experiments/learning_rates).
 - Recalls are of test data, at the last step unless said otherwise. The minority is the
   rarer of two classes, and the rarest third of more. Macro recall is the mean of the
   recalls of the classes. *Over training*: the mean over log-spaced measurements.
@@ -134,7 +134,8 @@ _NOT_RUN = """## Not run
   C11 and C12.
 - The two halves of a class against all pairs of its examples in training: their spread
   is in the figure of C10.
-- Several seeds in the search of learning rates of CNN, VGG16 and ResNet18.
+- Several seeds in the search of learning rates of VGG16 and ResNet18, and, but in C12,
+  of the CNN.
 """
 
 

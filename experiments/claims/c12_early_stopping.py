@@ -225,4 +225,4 @@ def _draw(studies: Mapping[str, Study]) -> Figure:
             for name, recall in recalls.items()
         ]
     what = "macro recall: with early stopping ●, at the end ○"
-    return draw_dots(panels, in_a_row=4, what=what)
+    return draw_dots(panels, in_a_row=5, what=what)
