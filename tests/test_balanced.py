@@ -522,6 +522,8 @@ class TestInteractions:
 
     @pytest.mark.parametrize("name", STATISTICS | MIXTURES)
     def test_inputs_may_interact_before_all_parameters(self, name: str) -> None:
+        if name == "tiled" and not hasattr(jax.lax, "tile_p"):
+            pytest.skip("jnp.tile is a reshape here, which ends the proof")
         case, loss = CASES["mlp"], mixed_inputs((STATISTICS | MIXTURES)[name])
         plan = pcn_jax.pcn_plan(loss, NUM_CLASSES)
         assert plan(case.params, case.inputs, LABELS).path == "fused"
