@@ -219,10 +219,11 @@ def _figure(records: list[dict[str, Any]], path: Path) -> None:
     nets = [net for net in NETS if any(r["case"]["net"] == net for r in records)]
     columns = min(len(nets), 4)
     rows = -(-len(nets) // columns)
+    for_legend = 1.0 if rows * columns == len(nets) else 0.0  # else in a free panel
     figure, axes = plt.subplots(
         rows,
         columns,
-        figsize=(2.2 * columns + 0.4, 2.3 * rows + (rows * columns == len(nets))),
+        figsize=(2.2 * columns + 0.4, 2.3 * rows + for_legend),
         sharey=True,
         squeeze=False,
         layout="constrained",

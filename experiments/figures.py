@@ -149,6 +149,34 @@ def end_at(axis: Axes, low: float, high: float) -> None:
         )
 
 
+def by_family(drawn: Mapping[Any, AlgorithmName]) -> dict[str, list[Any]]:
+    """What is drawn, by the families that have any of it.
+
+    Args:
+      drawn: The algorithm of each line.
+
+    Returns:
+      The lines, by the title of their family.
+
+    Example:
+      >>> by_family({"a": "sgd", "b": "pcnsgd", "c": "sgd+rw"})
+      {'SGD': ['a', 'c'], 'PCNSGD': ['b']}
+    """
+    found = {
+        title: [line for line, name in drawn.items() if name in names]
+        for title, names in FAMILIES.items()
+    }
+    return {title: lines for title, lines in found.items() if lines}
+
+
+def legend_above(axis: Axes, title: str) -> None:
+    """Puts the legend where no data are, with the title of the panel over it."""
+    legend = axis.legend(
+        title=title, loc="lower left", bbox_to_anchor=(0, 1), alignment="left"
+    )
+    legend.get_title().set_fontweight("bold")
+
+
 def draw_families(panels: Sequence[Panel]) -> Figure:
     """Plots, one below the other, with a column for each family of algorithms.
 
@@ -161,11 +189,7 @@ def draw_families(panels: Sequence[Panel]) -> Figure:
       The figure.
     """
     shown = panels[0].values
-    columns = {
-        title: [name for name in names if name in shown]
-        for title, names in FAMILIES.items()
-        if not shown.keys().isdisjoint(names)
-    }
+    columns = by_family({name: name for name in shown})
     with plt.style.context(STYLE):
         figure, axes = plt.subplots(
             len(panels),
@@ -189,10 +213,7 @@ def draw_families(panels: Sequence[Panel]) -> Figure:
                     end_at(axis, *panel.limits)
             row[0].set_ylabel(panel.title)
         for axis, title in zip(axes[0], columns, strict=True):
-            legend = axis.legend(
-                title=title, loc="lower left", bbox_to_anchor=(0, 1), alignment="left"
-            )
-            legend.get_title().set_fontweight("bold")
+            legend_above(axis, title)
         figure.supxlabel("step", fontsize=8)
     return figure
 

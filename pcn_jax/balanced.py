@@ -216,8 +216,8 @@ def pcn_plan(
       path: As there, but none is refused: the plan says why it is the masked one.
 
     Returns:
-      A function of what `pcn_value_and_grad`'s takes, its own keywords included, arrays
-      or their shapes, that returns a `Plan`; print it. A state may be left out.
+      A function that takes what the one of `pcn_value_and_grad` takes, or the shapes of
+      it, and returns a `Plan`; print it. A state may be left out.
 
     Example:
       >>> import jax.numpy as jnp

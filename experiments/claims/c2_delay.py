@@ -18,7 +18,7 @@ from experiments.claims.measures import (
     steps_to_beat_chance,
 )
 from experiments.experiment import Experiment
-from experiments.figures import COLOURS, FAMILIES, STYLE
+from experiments.figures import COLOURS, STYLE, by_family, legend_above
 from experiments.intervals import Interval, difference, interval, spread
 from experiments.study import SLOW, Curves, binary, collect, slowly
 from pcn_jax.training import ALGORITHMS, AlgorithmName
@@ -206,11 +206,7 @@ def _delays(of_ratios: Mapping[int, Curves]) -> Delays:
 
 
 def _draw(delays: Mapping[Line, Delays], ratios: tuple[int, ...]) -> Figure:
-    families = {
-        title: [line for line in delays if line.algorithm in names]
-        for title, names in FAMILIES.items()
-    }
-    families = {title: lines for title, lines in families.items() if lines}
+    families = by_family({line: line.algorithm for line in delays})
     with plt.style.context(STYLE):
         figure, axes = plt.subplots(
             1,
@@ -226,10 +222,7 @@ def _draw(delays: Mapping[Line, Delays], ratios: tuple[int, ...]) -> Figure:
             axis.set_yscale("log")
             axis.set_xticks(ratios, [f"{ratio}" for ratio in ratios], minor=False)
             axis.minorticks_off()
-            legend = axis.legend(
-                title=title, loc="lower left", bbox_to_anchor=(0, 1), alignment="left"
-            )
-            legend.get_title().set_fontweight("bold")
+            legend_above(axis, title)
         axes[0][0].set_ylabel("steps until learned")
         figure.supxlabel("imbalance, majority : minority", fontsize=8)
     return figure

@@ -1,7 +1,7 @@
 """The weighted sum of the class gradients for the price of about one plain gradient.
 
 1. One pass through the network and back gives every example's cotangents at every site
-   (see `sites`), without any weight gradient.
+   (see `taps`), without any weight gradient.
 2. From them come the norms of the class gradients, in the way that is cheapest at each
    site (see `strategies`).
 3. Scaling the loss of an example scales its cotangents, so with the class weights known
@@ -24,8 +24,8 @@ from pcn_jax.fused import pairs, strategies
 from pcn_jax.fused.class_layout import ClassLayout
 from pcn_jax.fused.plan import Choice, Way, block_size, choose
 from pcn_jax.fused.program import Slot
-from pcn_jax.fused.sites import (
-    Site,
+from pcn_jax.fused.sites import Site
+from pcn_jax.fused.taps import (
     Taps,
     example_gradients,
     masked_gradients,

@@ -12,7 +12,7 @@ matrices. So
    it says what the weight gradients are.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -160,19 +160,12 @@ class _Opening:
         is_learned = slot in self.opened.depends and self.opened.axes[slot] is None
         if axis is None or not is_learned:
             return slot
-        copy = Equation(
-            primitive="given to examples",
-            params={},
-            operands=(slot,),
-            literals=(None,),
-            inputs=(slot,),
-            outputs=(self._new(self.opened.program.types[slot], axis),),
-            types=self._types([slot]),
-            apply=lambda x: [x],
-        )
+        like = self.opened.program.types[slot]
+        own = self._new(like, axis)
+        copy = _of_one("given to examples", slot, own, like, lambda x: x)
         self.opened.program.equations.append(copy)
-        self.opened.depends.update(copy.outputs)
-        return copy.outputs[0]
+        self.opened.depends.add(own)
+        return own
 
     def _with_an_axis_for_steps(self) -> set[Slot]:
         """Gives it to biases and scales that all steps use: it has the length 1."""
@@ -184,17 +177,8 @@ class _Opening:
             if self.body.shape(slot) and uses.count(slot) == elementwise.count(slot)
         }
         for slot in sorted(found):
-            unsqueeze = Equation(
-                primitive="reshape",
-                params={},
-                operands=(slot,),
-                literals=(None,),
-                inputs=(slot,),
-                outputs=(slot,),
-                types=(self.body.types[slot],),
-                apply=lambda x: [x[None]],
-            )
-            self._append_before(unsqueeze)
+            like = self.body.types[slot]
+            self._append_before(_of_one("reshape", slot, slot, like, lambda x: x[None]))
         return found
 
     def _stack(self, slot: Slot) -> Slot:
@@ -344,6 +328,26 @@ class _Opening:
         )
         self.opened.loops.add(outputs)
         self.opened.program.equations.append(opened)
+
+
+def _of_one(
+    primitive: str,
+    slot: Slot,
+    output: Slot,
+    like: Any,
+    function: Callable[[jax.Array], jax.Array],
+) -> Equation:
+    """An equation with one operand and one result."""
+    return Equation(
+        primitive=primitive,
+        params={},
+        operands=(slot,),
+        literals=(None,),
+        inputs=(slot,),
+        outputs=(output,),
+        types=(like,),
+        apply=lambda x: [function(x)],
+    )
 
 
 def _renamed(equation: Equation, slots: dict[Slot, Slot]) -> Equation:

@@ -26,7 +26,8 @@ from jax import lax
 
 from pcn_jax.fused.class_layout import ClassLayout
 from pcn_jax.fused.conv import patch_products
-from pcn_jax.fused.sites import DenseNumbers, Site, Taps, take_examples
+from pcn_jax.fused.sites import DenseNumbers, Site
+from pcn_jax.fused.taps import Taps, take_examples
 from pcn_jax.precision import wide_dot
 
 

@@ -13,8 +13,8 @@ from jax import lax
 
 from pcn_jax.fused import plan
 from pcn_jax.fused.class_layout import Chunk, ClassLayout, over_chunks
-from pcn_jax.fused.sites import (
-    Site,
+from pcn_jax.fused.sites import Site
+from pcn_jax.fused.taps import (
     Taps,
     lookup_factors,
     summed_gradient,

@@ -23,7 +23,8 @@ from pcn_jax.fused.program import (
     leading_to,
     needed_for,
 )
-from pcn_jax.fused.sites import Site, Taps, find_sites
+from pcn_jax.fused.sites import Site, find_sites
+from pcn_jax.fused.taps import Taps
 from pcn_jax.precision import at_least_float32
 
 

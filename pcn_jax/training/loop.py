@@ -42,8 +42,8 @@ def make_train(
     Raises:
       ValueError: If there is no such algorithm, or the batch size does not suit the
         sampler and the class counts, or the algorithm halves the classes of batches and
-        there are none; when called, if a gradient of all the data is
-        asked of a model whose examples interact, or if the seed is negative.
+        there are none; when called, if a gradient of all the data is asked of a model
+        whose examples interact, or if the seed is negative.
 
     Example:
       >>> from pcn_jax.data import SETUPS, load
