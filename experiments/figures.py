@@ -19,14 +19,15 @@ from pcn_jax.training import ALGORITHMS, AlgorithmName, Record
 
 Runs = Mapping[AlgorithmName, Sequence[Sequence[Record]]]
 
-# Okabe and Ito's palette, which colour-blind readers can tell apart, and grey, dark
-# green and wine.
+# Okabe and Ito's palette, which colour-blind readers can tell apart, and grey, brown,
+# dark green and wine.
 COLOURS: dict[AlgorithmName, str] = {
     "gd": "#999999",
     "pcngd": "#000000",
     "sgd": "#D55E00",
     "sgd+o": "#E69F00",
     "sgd+rw": "#C2B000",
+    "sgd+la": "#7F4A1E",
     "pcnsgd": "#0072B2",
     "pcnsgd+o": "#56B4E9",
     "pcnsgd+r": "#CC79A7",
@@ -38,7 +39,7 @@ LINES: dict[AlgorithmName, str] = {"pcnsgd+clip": "--", "pcnsgd+o+clip": "--"}
 """Styles of lines that would hide those of the rules without clipping."""
 FAMILIES: dict[str, tuple[AlgorithmName, ...]] = {
     "full batch": ("gd", "pcngd"),
-    "SGD": ("sgd", "sgd+o", "sgd+rw"),
+    "SGD": ("sgd", "sgd+o", "sgd+rw", "sgd+la"),
     "PCNSGD": ("pcnsgd", "pcnsgd+o", "pcnsgd+r"),
     "PCNSGD with a floor": ("pcnsgd+clip", "pcnsgd+o+clip", "pcnsgd+split"),
 }

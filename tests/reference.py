@@ -126,7 +126,8 @@ def class_weights(
     Args:
       algorithm: a name of the paper, "PCNSGD+R published" for what its code does
         (`prod_{k != l} p_k` where the pseudo-code has `1 / p_l`), "RW" for
-        re-weighting by class frequency, or "CLIP" for per-class clipping.
+        re-weighting by class frequency, "LA" for rows that are logit-adjusted
+        already, or "CLIP" for per-class clipping.
       rows: class gradients of the batch, C dicts.
       counts: examples of each class in the batch, for "RW" and "CLIP".
       full_rows: class gradients over all data, for the two kinds of "+R".
@@ -142,7 +143,7 @@ def class_weights(
     weights = [0.0] * len(rows)
     for c in present:
         match algorithm:
-            case "GD" | "SGD" | "SGD+O":
+            case "GD" | "SGD" | "SGD+O" | "LA":
                 weights[c] = 1.0
             case "PCNGD" | "PCNSGD" | "PCNSGD+O":
                 weights[c] = 1.0 / norms[c]
@@ -266,11 +267,15 @@ def trajectory(
     num_classes = len(params["b2"])
     velocity = {name: np.zeros_like(value) for name, value in params.items()}
     history: list[list[tuple[float, float]]] = [[] for _ in range(num_classes)]
+    log_shares = np.log(np.array(class_counts(labels, num_classes)) / len(labels))
     path = [params]
     for step in range(steps):
         everything = algorithm in ("GD", "PCNGD")
         batch = np.arange(len(labels)) if everything else batches[step]
-        rows = class_gradients(params, inputs[batch], labels[batch], num_classes)
+        at = params
+        if algorithm == "LA":  # to adjust the logits is to move their bias
+            at = {**params, "b2": params["b2"] + log_shares}
+        rows = class_gradients(at, inputs[batch], labels[batch], num_classes)
         full_rows = None
         if algorithm.startswith("PCNSGD+R"):
             full_rows = class_gradients(params, inputs, labels, num_classes)

@@ -48,6 +48,7 @@ NAMES_IN_REFERENCE: dict[AlgorithmName, str] = {
     "sgd": "SGD",
     "sgd+o": "SGD+O",
     "sgd+rw": "RW",
+    "sgd+la": "LA",
     "pcnsgd": "PCNSGD",
     "pcnsgd+o": "PCNSGD+O",
     "pcnsgd+r": "PCNSGD+R",
@@ -207,7 +208,16 @@ def test_momentum(nesterov: bool, loop: Loop) -> None:
 
 
 @pytest.mark.parametrize(
-    "algorithm", ["sgd", "sgd+rw", "pcnsgd", "pcnsgd+r", "pcnsgd+clip", "pcnsgd+split"]
+    "algorithm",
+    [
+        "sgd",
+        "sgd+rw",
+        "sgd+la",
+        "pcnsgd",
+        "pcnsgd+r",
+        "pcnsgd+clip",
+        "pcnsgd+split",
+    ],
 )
 def test_uniform_batches_that_miss_a_class(algorithm: AlgorithmName) -> None:
     run = both(algorithm, sampler="uniform", batch_size=8)

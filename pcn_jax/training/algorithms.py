@@ -18,6 +18,7 @@ AlgorithmName = Literal[
     "sgd",
     "sgd+o",
     "sgd+rw",
+    "sgd+la",
     "pcnsgd",
     "pcnsgd+o",
     "pcnsgd+r",
@@ -50,6 +51,7 @@ class Algorithm(NamedTuple):
         `None` if what was chosen can be had with the links only.
       needs_reference: Whether they need the class gradients of all the data.
       by_halves: Whether the links take the gradients of two halves of each class.
+      adjusts_logits: Whether the gradient is that of `Problem.adjusted_losses`.
       options: Names of the fields of `TrainConfig` that other algorithms do not heed.
     """
 
@@ -59,6 +61,7 @@ class Algorithm(NamedTuple):
     weights: Callable[["TrainConfig"], Weights | None] | None = None
     needs_reference: bool = False
     by_halves: bool = False
+    adjusts_logits: bool = False
     options: tuple[str, ...] = ()
 
 
@@ -128,6 +131,7 @@ ALGORITHMS: dict[AlgorithmName, Algorithm] = {
     "sgd": Algorithm("SGD", "stratified", None),
     "sgd+o": Algorithm("SGD+O", "oversampled", None),
     "sgd+rw": Algorithm("SGD+RW", "stratified", *_REWEIGHTED, options=(_FROZEN,)),
+    "sgd+la": Algorithm("SGD+LA", "stratified", None, adjusts_logits=True),
     "pcnsgd": Algorithm(
         "PCNSGD", "stratified", *_NORMALISED, options=(_FROZEN, "class_momentum")
     ),
@@ -155,8 +159,9 @@ ALGORITHMS: dict[AlgorithmName, Algorithm] = {
         options=(_FROZEN, "min_norm", "decay", "min_split_alignment", "split_average"),
     ),
 }
-"""The algorithms of the paper; class re-weighting (RW); per-class clipping (clip), also
-of oversampled batches (+O); the smoothed norm of two halves of a class (split)."""
+"""The algorithms of the paper; class re-weighting (RW) and logit adjustment (LA);
+per-class clipping (clip), also of oversampled batches (+O); the smoothed norm of two
+halves of a class (split)."""
 
 
 def make_sampler(

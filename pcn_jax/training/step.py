@@ -71,7 +71,8 @@ class Steps(NamedTuple):
       init: From a seed, and a factor of the updates or 1, to the first `TrainState`.
       gradients: From a state and the training data to the value and the stacked
         gradients of the step's batch: one row a class, or a single one of all classes.
-      class_gradients: The same, always with one row a class; compiled.
+      class_gradients: The same, always with one row a class, and of the loss without
+        logit adjustment; compiled.
       apply: From a state, the value and the gradients to the update of the
         parameters and the next state.
       step: From a state and the training data to the same; compiled, as one program
@@ -153,7 +154,8 @@ def make_steps(
             np.repeat(np.arange(problem.num_classes), sampler.class_counts),
             has_aux=True,
         )
-    joint = _joint_value_and_grad(problem.losses, problem.num_classes)
+    followed = problem.adjusted_losses if algorithm.adjusts_logits else problem.losses
+    joint = _joint_value_and_grad(followed, problem.num_classes)
     joint_of_all = problem.over_all_data(joint)
     transformation = optax.chain(
         *links,
