@@ -93,6 +93,30 @@ class TestRows:
         assert value.counts.tolist() == [7, 4, 1]
         assert value.aux is None
 
+    def test_of_pixels_that_interact(self) -> None:
+        """With labels and losses of all pixels in one row, as the documents advise."""
+        images = INPUTS["features"][:, :, None]  # 12 of 4 pixels
+        labels = RNG.integers(NUM_CLASSES, size=images.shape[:2])
+
+        def pixel_losses(params: Any, images: Any, labels: jax.Array) -> jax.Array:
+            around = images + jnp.roll(images, 1, axis=1) ** 2
+            logits = jax.nn.log_softmax(jnp.tanh(around @ params)).reshape(
+                -1, NUM_CLASSES
+            )
+            return -jnp.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
+
+        params = PARAMS["layer"]["w"][:1]
+        function = pcn_jax.per_class_value_and_grad(pixel_losses, NUM_CLASSES)
+        value, grads = function(params, images, labels.ravel())
+        assert int(value.counts.sum()) == images.size
+
+        def share(params: Any, c: int) -> jax.Array:
+            losses = pixel_losses(params, images, jnp.asarray(labels.ravel()))
+            return losses[labels.ravel() == c].sum() / images.size
+
+        expected = [jax.grad(share)(params, c) for c in range(NUM_CLASSES)]
+        assert_same(grads, np.stack(expected))
+
     def test_of_an_absent_class_are_zero(self) -> None:
         value, grads = per_class(PARAMS, INPUTS, np.where(LABELS == 1, 0, LABELS))
         assert value.counts.tolist() == [11, 0, 1]
