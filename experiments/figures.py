@@ -20,7 +20,7 @@ from pcn_jax.training import ALGORITHMS, AlgorithmName, Record
 Runs = Mapping[AlgorithmName, Sequence[Sequence[Record]]]
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart, and grey, brown,
-# dark green and wine.
+# dark green, indigo and wine.
 COLOURS: dict[AlgorithmName, str] = {
     "gd": "#999999",
     "pcngd": "#000000",
@@ -33,6 +33,7 @@ COLOURS: dict[AlgorithmName, str] = {
     "pcnsgd+r": "#CC79A7",
     "pcnsgd+clip": "#009E73",
     "pcnsgd+o+clip": "#117733",
+    "pcnsgd+o+la": "#332288",
     "pcnsgd+split": "#882255",
 }
 LINES: dict[AlgorithmName, str] = {"pcnsgd+clip": "--", "pcnsgd+o+clip": "--"}
@@ -41,7 +42,12 @@ FAMILIES: dict[str, tuple[AlgorithmName, ...]] = {
     "full batch": ("gd", "pcngd"),
     "SGD": ("sgd", "sgd+o", "sgd+rw", "sgd+la"),
     "PCNSGD": ("pcnsgd", "pcnsgd+o", "pcnsgd+r"),
-    "PCNSGD with a floor": ("pcnsgd+clip", "pcnsgd+o+clip", "pcnsgd+split"),
+    "PCNSGD with a floor": (
+        "pcnsgd+clip",
+        "pcnsgd+o+clip",
+        "pcnsgd+o+la",
+        "pcnsgd+split",
+    ),
 }
 """Algorithms that are drawn together: so few that their lines can be told apart."""
 STYLE: dict[str, Any] = {

@@ -52,6 +52,18 @@ class PCNValue(NamedTuple):
         return self.statistics.norms
 
     @property
+    def shares(self) -> jax.Array:
+        """The part of each class in the direction: `w_l B_l / Σ_k w_k B_k`, `[C]`.
+
+        For data in which the classes have these shares the direction is an ordinary
+        gradient, up to its length. So it is by them that logits are adjusted, if they
+        are (docs/logit_adjustment.md).
+        """
+        parts = self.weights * self.counts.astype(self.weights.dtype)
+        total = parts.sum()
+        return parts / jnp.where(total == 0, 1, total)
+
+    @property
     def loss(self) -> jax.Array:
         """Mean loss of the batch, a scalar."""
         return mean_loss(self.losses, self.counts)

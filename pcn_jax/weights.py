@@ -20,6 +20,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from pcn_jax.checks import check_number
 
@@ -114,31 +115,40 @@ def inverse_norm() -> ClassWeights:
     return lambda statistics: _inverse(statistics.norms)
 
 
-def inverse_clipped_norm(max_norm: float) -> ClassWeights:
+def inverse_clipped_norm(max_norm: jax.typing.ArrayLike) -> ClassWeights:
     """Per-class clipping: `(B / B_l) / max(‖G_l‖, max_norm)`, `G_l` the class mean.
 
     What `pcn_jax.clip_by_class_norm` does in a chain, which explains it.
 
     Args:
-      max_norm: Norm of a class-mean gradient up to which it is left in proportion; of
-        0.1, 1 and 10 the first did best in our runs (RESULTS.md, C11).
+      max_norm: Norm of a class-mean gradient up to which it is left in proportion, or
+        one for each class `[C]`; of 0.1, 1 and 10 the first did best in our runs
+        (RESULTS.md, C11).
 
     Returns:
       A function of `ClassStatistics`.
 
     Raises:
-      ValueError: If `max_norm` is negative.
+      ValueError: If `max_norm` is negative; when called, if neither a scalar nor `[C]`.
 
     Example:
       >>> weights = inverse_clipped_norm(1.0)
       >>> weights(ClassStatistics(jnp.array([3.0, 0.125]), jnp.array([3, 1]))).round(3)
       Array([0.333, 4.   ], dtype=float32)
     """
-    check_number("max_norm", max_norm, lambda x: x >= 0, "0 or more")
+    known = not isinstance(max_norm, jax.Array)
+    for number in np.ravel(max_norm).tolist() if known else []:
+        check_number("max_norm", number, lambda x: x >= 0, "0 or more")
 
     def weights(statistics: ClassStatistics) -> jax.Array:
         norms = statistics.mean_norms
-        limits = jnp.maximum(norms, jnp.asarray(max_norm, norms.dtype))
+        least = jnp.asarray(max_norm, norms.dtype)
+        if least.shape not in ((), norms.shape):
+            raise ValueError(
+                f"max_norm must be a number or one a class, shape {norms.shape}, got "
+                f"shape {least.shape}."
+            )
+        limits = jnp.maximum(norms, least)
         return statistics.inverse_shares * _inverse(limits)
 
     return weights

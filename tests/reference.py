@@ -120,6 +120,8 @@ def class_weights(
     full_rows: Sequence[Params] | None = None,
     max_norm: float = 1.0,
     min_alignment: float = 0.1,
+    shares: Sequence[float] | None = None,
+    max_adjusted_norm: float = 1.0,
 ) -> list[float]:
     """The weight of each row of class gradients in the descent direction.
 
@@ -127,11 +129,14 @@ def class_weights(
       algorithm: a name of the paper, "PCNSGD+R published" for what its code does
         (`prod_{k != l} p_k` where the pseudo-code has `1 / p_l`), "RW" for
         re-weighting by class frequency, "LA" for rows that are logit-adjusted
-        already, or "CLIP" for per-class clipping.
+        already, "CLIP" for per-class clipping, or "CLIP+LA" for that of such rows.
       rows: class gradients of the batch, C dicts.
       counts: examples of each class in the batch, for "RW" and "CLIP".
       full_rows: class gradients over all data, for the two kinds of "+R".
       max_norm: length at which "CLIP" starts to shorten a class-mean gradient.
+      shares: of the classes in all data, for "CLIP+LA", which shortens below
+        `max_adjusted_norm` divided by C times the share.
+      max_adjusted_norm: see `shares`.
       min_alignment: "PCNSGD+R" weighs by `1 / p_l` where `|p_l|` is at least this much
         and by `p_l / min_alignment**2` below, which is continuous and bounded.
 
@@ -163,6 +168,12 @@ def class_weights(
                 assert counts is not None
                 to_mean = sum(counts) / counts[c]
                 weights[c] = to_mean / max(to_mean * norms[c], max_norm)
+            case "CLIP+LA":
+                assert counts is not None
+                assert shares is not None
+                to_mean = sum(counts) / counts[c]
+                least = max_adjusted_norm / (len(rows) * shares[c])
+                weights[c] = to_mean / max(to_mean * norms[c], least)
             case _:
                 raise ValueError(f"no algorithm is called {algorithm!r}")
     return weights
@@ -238,6 +249,7 @@ def trajectory(
     learning_rate: float,
     steps: int,
     max_norm: float = 1.0,
+    max_adjusted_norm: float = 1.0,
     min_alignment: float = 0.1,
     min_norm: float = 0.3,
     decay: float = 0.99,
@@ -256,6 +268,7 @@ def trajectory(
       learning_rate: length of a step along the direction.
       steps: number of steps.
       max_norm: see `class_weights`.
+      max_adjusted_norm: see `class_weights`.
       min_alignment: see `class_weights`.
       min_norm: see `smoothed_weights`.
       decay: see `smoothed_weights`.
@@ -267,14 +280,15 @@ def trajectory(
     num_classes = len(params["b2"])
     velocity = {name: np.zeros_like(value) for name, value in params.items()}
     history: list[list[tuple[float, float]]] = [[] for _ in range(num_classes)]
-    log_shares = np.log(np.array(class_counts(labels, num_classes)) / len(labels))
+    of_data = [count / len(labels) for count in class_counts(labels, num_classes)]
+    shares = [1 / num_classes] * num_classes if algorithm == "CLIP+LA" else of_data
     path = [params]
     for step in range(steps):
         everything = algorithm in ("GD", "PCNGD")
         batch = np.arange(len(labels)) if everything else batches[step]
         at = params
-        if algorithm == "LA":  # to adjust the logits is to move their bias
-            at = {**params, "b2": params["b2"] + log_shares}
+        if algorithm.endswith("LA"):  # to adjust the logits is to move their bias
+            at = {**params, "b2": params["b2"] + np.log(shares)}
         rows = class_gradients(at, inputs[batch], labels[batch], num_classes)
         full_rows = None
         if algorithm.startswith("PCNSGD+R"):
@@ -304,7 +318,17 @@ def trajectory(
                 full_rows=full_rows,
                 max_norm=max_norm,
                 min_alignment=min_alignment,
+                shares=of_data,
+                max_adjusted_norm=max_adjusted_norm,
             )
+        if algorithm == "CLIP+LA":
+            counts = class_counts(labels[batch], num_classes)
+            parts = [w * n for w, n in zip(weights, counts, strict=True)]
+            mixed = [
+                0.9 * old + 0.1 * part / sum(parts) if count else old
+                for old, part, count in zip(shares, parts, counts, strict=True)
+            ]
+            shares = [share / sum(mixed) for share in mixed]
         d = direction(weights, rows)
         velocity = {name: d[name] + momentum * velocity[name] for name in d}
         if nesterov:

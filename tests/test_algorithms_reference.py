@@ -38,6 +38,7 @@ TOLERANCE = 1e-10
 # Chosen so that some classes fall on either side.
 BOUNDS: dict[str, Any] = {
     "max_norm": 2.0,
+    "max_adjusted_norm": 1.0,
     "min_alignment": 0.85,
     "min_norm": 1.0,
     "decay": 0.8,
@@ -54,6 +55,7 @@ NAMES_IN_REFERENCE: dict[AlgorithmName, str] = {
     "pcnsgd+r": "PCNSGD+R",
     "pcnsgd+clip": "CLIP",
     "pcnsgd+o+clip": "CLIP",
+    "pcnsgd+o+la": "CLIP+LA",
     "pcnsgd+split": "SPLIT",
 }
 
@@ -216,6 +218,7 @@ def test_momentum(nesterov: bool, loop: Loop) -> None:
         "pcnsgd",
         "pcnsgd+r",
         "pcnsgd+clip",
+        "pcnsgd+o+la",
         "pcnsgd+split",
     ],
 )

@@ -95,7 +95,7 @@ class TestRows:
 
     def test_of_pixels_that_interact(self) -> None:
         """With labels and losses of all pixels in one row, as the documents advise."""
-        images = INPUTS["features"][:, :, None]  # 12 of 4 pixels
+        images: Any = INPUTS["features"][:, :, None]  # 12 of 4 pixels
         labels = RNG.integers(NUM_CLASSES, size=images.shape[:2])
 
         def pixel_losses(params: Any, images: Any, labels: jax.Array) -> jax.Array:
@@ -105,14 +105,15 @@ class TestRows:
             )
             return -jnp.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
 
-        params = PARAMS["layer"]["w"][:1]
+        params: Any = RNG.normal(size=(1, NUM_CLASSES)).astype(np.float32)
         function = pcn_jax.per_class_value_and_grad(pixel_losses, NUM_CLASSES)
         value, grads = function(params, images, labels.ravel())
         assert int(value.counts.sum()) == images.size
 
         def share(params: Any, c: int) -> jax.Array:
             losses = pixel_losses(params, images, jnp.asarray(labels.ravel()))
-            return losses[labels.ravel() == c].sum() / images.size
+            total: jax.Array = jnp.where(labels.ravel() == c, losses, 0).sum()
+            return total / float(images.size)
 
         expected = [jax.grad(share)(params, c) for c in range(NUM_CLASSES)]
         assert_same(grads, np.stack(expected))

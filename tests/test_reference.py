@@ -26,7 +26,7 @@ NUM_CLASSES = len(COUNTS)
 STEPS, LEARNING_RATE = 20, 0.1
 TOLERANCE = 1e-10
 # Chosen so that some classes fall on either side.
-BOUNDS = {"max_norm": 2.0, "min_alignment": 0.85}
+BOUNDS: dict[str, Any] = {"max_norm": 2.0, "min_alignment": 0.85}
 
 
 def overlapping_classes(rng: np.random.Generator) -> Data:

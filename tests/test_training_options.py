@@ -184,7 +184,7 @@ class TestOptions:
         if chosen.links is not None:
             chosen.links(spy, 3)
         if chosen.weights is not None:
-            chosen.weights(spy)
+            chosen.weights(spy, np.full(3, 1 / 3))
         if chosen.needs_reference:  # which no model with batch normalisation can have
             read.add("reference_every")
         elif chosen.weights is not None:

@@ -24,6 +24,7 @@ AlgorithmName = Literal[
     "pcnsgd+r",
     "pcnsgd+clip",
     "pcnsgd+o+clip",
+    "pcnsgd+o+la",
     "pcnsgd+split",
 ]
 SamplerName = Literal[
@@ -47,18 +48,20 @@ class Algorithm(NamedTuple):
       links: From a `TrainConfig` and the number of classes to the transformations
         between class gradients and their sum; or `None` where the ordinary gradient is
         meant and class gradients are not needed.
-      weights: The same as class weights, for `pcn_jax.pcn_value_and_grad`; returns
-        `None` if what was chosen can be had with the links only.
+      weights: From a `TrainConfig` and the classes' shares of the training data `[C]`
+        to the same as class weights, for `pcn_jax.pcn_value_and_grad`; returns `None`
+        if what was chosen can be had with the links only.
       needs_reference: Whether they need the class gradients of all the data.
       by_halves: Whether the links take the gradients of two halves of each class.
-      adjusts_logits: Whether the gradient is that of `Problem.adjusted_losses`.
+      adjusts_logits: Whether the loss is adjusted by the shares of the classes: in the
+        data where there are no weights, else in the steps (`PCNValue.shares`).
       options: Names of the fields of `TrainConfig` that other algorithms do not heed.
     """
 
     label: str
     sampler: SamplerName
     links: Callable[["TrainConfig", int], Links] | None
-    weights: Callable[["TrainConfig"], Weights | None] | None = None
+    weights: Callable[["TrainConfig", np.ndarray], Weights | None] | None = None
     needs_reference: bool = False
     by_halves: bool = False
     adjusts_logits: bool = False
@@ -78,7 +81,10 @@ def _normalised(chosen: "TrainConfig", num_classes: int) -> Links:
     return [momentum, transforms.scale_by_class_norm()]
 
 
-def _normalised_weights(chosen: "TrainConfig") -> ClassWeights | None:
+def _normalised_weights(
+    chosen: "TrainConfig", shares: np.ndarray
+) -> ClassWeights | None:
+    del shares
     return None if chosen.class_momentum else weights.inverse_norm()
 
 
@@ -90,7 +96,8 @@ def _rescaled(chosen: "TrainConfig", num_classes: int) -> Links:
     return [transforms.scale_by_class_norm(), align]
 
 
-def _rescaled_weights(chosen: "TrainConfig") -> ClassWeights | None:
+def _rescaled_weights(chosen: "TrainConfig", shares: np.ndarray) -> ClassWeights | None:
+    del shares
     if chosen.published_alignment:
         return None
     return weights.inverse_alignment(min_alignment=chosen.min_alignment)
@@ -99,11 +106,11 @@ def _rescaled_weights(chosen: "TrainConfig") -> ClassWeights | None:
 _NORMALISED = (_normalised, _normalised_weights)
 _REWEIGHTED = (
     lambda *_: [transforms.scale_by_class_frequency()],
-    lambda _: weights.inverse_frequency(),
+    lambda *_: weights.inverse_frequency(),
 )
 _CLIPPED = (
     lambda chosen, _: [transforms.clip_by_class_norm(chosen.max_norm)],
-    lambda chosen: weights.inverse_clipped_norm(chosen.max_norm),
+    lambda chosen, _: weights.inverse_clipped_norm(chosen.max_norm),
 )
 _RESCALED = (_rescaled, _rescaled_weights)
 _SMOOTHED = (
@@ -116,11 +123,17 @@ _SMOOTHED = (
             average=chosen.split_average,
         )
     ],
-    lambda chosen: weights.inverse_smoothed_norm(
+    lambda chosen, _: weights.inverse_smoothed_norm(
         chosen.min_norm,
         decay=chosen.decay,
         min_alignment=chosen.min_split_alignment,
         average=chosen.split_average,
+    ),
+)
+_ADJUSTED = (
+    None,
+    lambda chosen, shares: weights.inverse_clipped_norm(
+        chosen.max_adjusted_norm / (len(shares) * shares)
     ),
 )
 _FROZEN = "frozen_statistics"
@@ -151,6 +164,13 @@ ALGORITHMS: dict[AlgorithmName, Algorithm] = {
     "pcnsgd+o+clip": Algorithm(
         "PCNSGD+O+clip", "oversampled", *_CLIPPED, options=(_FROZEN, "max_norm")
     ),
+    "pcnsgd+o+la": Algorithm(
+        "PCNSGD+O+LA",
+        "oversampled",
+        *_ADJUSTED,
+        adjusts_logits=True,
+        options=(_FROZEN, "max_adjusted_norm"),
+    ),
     "pcnsgd+split": Algorithm(
         "PCNSGD+split",
         "stratified",
@@ -160,8 +180,9 @@ ALGORITHMS: dict[AlgorithmName, Algorithm] = {
     ),
 }
 """The algorithms of the paper; class re-weighting (RW) and logit adjustment (LA);
-per-class clipping (clip), also of oversampled batches (+O); the smoothed norm of two
-halves of a class (split)."""
+per-class clipping (clip), also of oversampled batches (+O), and with logits adjusted by
+what becomes of the classes' shares (+O+LA); the smoothed norm of two halves of a class
+(split)."""
 
 
 def make_sampler(

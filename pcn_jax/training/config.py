@@ -95,6 +95,10 @@ class TrainConfig:
     """pcnsgd+clip, pcnsgd+o+clip: norm above which a class-mean gradient is clipped; 1
     is better for pcnsgd+clip."""
 
+    max_adjusted_norm: float = 1.0
+    """pcnsgd+o+la: the same of a class that has 1 / C of the data; of others, this over
+    C times their share."""
+
     min_norm: float = 0.3
     """pcnsgd+split: norm of a class-mean gradient below which its step shrinks."""
 
@@ -144,6 +148,8 @@ class TrainConfig:
             _check(name, value, value >= 1, "1 or more")
         # The links refuse the rest, but only when an algorithm uses them.
         _check("max_norm", self.max_norm, self.max_norm >= 0, "0 or more")
+        norm = self.max_adjusted_norm
+        _check("max_adjusted_norm", norm, norm > 0, "positive")
         _check("min_norm", self.min_norm, self.min_norm > 0, "positive")
         _check("decay", self.decay, 0 <= self.decay < 1, "in [0, 1)")
         least = self.min_split_alignment

@@ -44,6 +44,7 @@ class Problem:
       num_classes: `C`.
       splits: `train`, `validation` and `test`, on the default device.
       train_labels: Class of each training example, on the host, `[n]`.
+      class_shares: Of the training data, on the host, `[C]`.
       loop: Kind of loop, resolved for the backend.
       compiled: What training loops have compiled for it.
     """
@@ -76,8 +77,8 @@ class Problem:
             ]
         }
         self.train_labels: np.ndarray = dataset.train.labels
+        self.class_shares: np.ndarray = dataset.class_counts / len(self.train_labels)
         self._mean, self._std = dataset.mean, dataset.std
-        self._log_shares = np.log(dataset.class_counts / dataset.class_counts.sum())
         self._microbatch_size = microbatch_size
         self.compiled: dict[Any, Any] = {}
 
@@ -115,33 +116,31 @@ class Problem:
         labels: jax.Array,
         model_state: ModelState,
         key: jax.Array | None = None,
+        *,
+        shares: jax.Array | None = None,
     ) -> tuple[jax.Array, ModelState]:
         """Cross-entropy of each example `[B]`, and the model's new state.
 
         In training mode with a key for dropout, in evaluation mode without.
-        """
-        logits, new_state = self._logits(params, inputs, model_state, key)
-        return _cross_entropy(logits, labels), new_state
 
-    def adjusted_losses(
-        self,
-        params: chex.ArrayTree,
-        inputs: jax.Array,
-        labels: jax.Array,
-        model_state: ModelState,
-        key: jax.Array | None = None,
-    ) -> tuple[jax.Array, ModelState]:
-        """The same with logit adjustment.
-
-        The logarithm of a class's share of the training data is added to its logit, so
-        that the model's own logits come to be those of balanced data: the logit-
-        adjusted loss of Menon et al., ICLR 2021, with τ = 1, and the balanced softmax
-        of Ren et al., NeurIPS 2020.
+        With logit adjustment where `shares` `[C]` are given: the logarithm of the share
+        of a class is added to its logit, so that the model's own logits come to be
+        those of balanced data where the classes have these shares in training. This is
+        the logit-adjusted loss of Menon et al., ICLR 2021, with τ = 1, and the balanced
+        softmax of Ren et al., NeurIPS 2020.
         """
-        logits, new_state = self._logits(params, inputs, model_state, key)
+        logits, new_state = self._apply(
+            params,
+            model_state,
+            inputs,
+            train=key is not None,
+            rngs={} if key is None else {"dropout": key},
+            mutable=list(model_state) if key is not None else [],
+        )
         logits = at_least_float32(logits)
-        adjusted = logits + jnp.asarray(self._log_shares[None, :], logits.dtype)
-        return _cross_entropy(adjusted, labels), new_state
+        if shares is not None:
+            logits += jnp.log(shares)[None, :].astype(logits.dtype)
+        return _cross_entropy(logits, labels), new_state
 
     @property
     def passes_are_traceable(self) -> bool:
@@ -218,23 +217,6 @@ class Problem:
             return metrics
 
         return evaluate
-
-    def _logits(
-        self,
-        params: chex.ArrayTree,
-        inputs: jax.Array,
-        model_state: ModelState,
-        key: jax.Array | None,
-    ) -> tuple[jax.Array, ModelState]:
-        logits, new_state = self._apply(
-            params,
-            model_state,
-            inputs,
-            train=key is not None,
-            rngs={} if key is None else {"dropout": key},
-            mutable=list(model_state) if key is not None else [],
-        )
-        return logits, new_state
 
     def _apply(
         self,

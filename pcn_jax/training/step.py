@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from pcn_jax.balanced import pcn_value_and_grad
+from pcn_jax.balanced import Path, PCNValueAndGrad, pcn_value_and_grad
 from pcn_jax.class_gradients import (
     ClassValue,
     ClassValueAndGrad,
@@ -26,7 +26,7 @@ from pcn_jax.dynamics import class_means
 from pcn_jax.halves import split_halves
 from pcn_jax.known_labels import known_labels_value_and_grad
 from pcn_jax.samplers import Sampler
-from pcn_jax.training.algorithms import Algorithm
+from pcn_jax.training.algorithms import Algorithm, Weights
 from pcn_jax.training.config import TrainConfig
 from pcn_jax.training.problem import (
     Examples,
@@ -52,6 +52,7 @@ class TrainState(NamedTuple):
       opt_state: State of the chain of gradient transformations.
       reference: Class gradients of all the training data, for PCNSGD+R; else `()`.
       weights_state: State of class weights that have one; else `()`.
+      shares: Of the classes, by which logits are adjusted, `[C]`; else `()`.
     """
 
     step: jax.Array
@@ -62,6 +63,10 @@ class TrainState(NamedTuple):
     opt_state: optax.OptState
     reference: chex.ArrayTree
     weights_state: Any = ()
+    shares: jax.Array | tuple[()] = ()
+
+
+_DECAY_OF_SHARES = 0.9
 
 
 class Steps(NamedTuple):
@@ -115,28 +120,10 @@ def make_steps(
         `None`; by `init`, if a gradient of all the data is needed and the examples
         interact in the model.
     """
-    links = algorithm.links(config, problem.num_classes) if algorithm.links else []
-    weights = algorithm.weights(config) if algorithm.weights else None
-    # All data are taken in micro-batches, and state comes from interacting examples.
-    interact = problem.has_state and not config.frozen_statistics
-    explicit = config.explicit_class_gradients or sampler is None or interact
-    balanced = None
-    if weights is not None and not explicit:
-        links, balanced = (
-            [],
-            pcn_value_and_grad(
-                problem.losses,
-                problem.num_classes,
-                weights=weights,
-                has_aux=True,
-                path="frozen" if config.frozen_statistics else None,
-            ),
-        )
-    if algorithm.by_halves and sampler is None:
-        raise ValueError(
-            f"{algorithm.label} needs mini-batches: all the data have no noise that it "
-            "could leave out. Choose another sampler, or pcngd."
-        )
+    weights, balanced = _balanced(problem, algorithm, config, sampler)
+    links = []
+    if algorithm.links and not balanced:
+        links = algorithm.links(config, problem.num_classes)
     stateful = None
     if balanced is not None and isinstance(weights, StatefulClassWeights):
         stateful = weights
@@ -154,8 +141,7 @@ def make_steps(
             np.repeat(np.arange(problem.num_classes), sampler.class_counts),
             has_aux=True,
         )
-    followed = problem.adjusted_losses if algorithm.adjusts_logits else problem.losses
-    joint = _joint_value_and_grad(followed, problem.num_classes)
+    joint = _joint_value_and_grad(problem.losses, problem.num_classes)
     joint_of_all = problem.over_all_data(joint)
     transformation = optax.chain(
         *links,
@@ -186,6 +172,7 @@ def make_steps(
             opt_state=transformation.init(params),
             reference=rows if algorithm.needs_reference else (),
             weights_state=stateful.init(problem.num_classes) if stateful else (),
+            shares=_first_shares(problem, algorithm),
         )
 
     def batch(
@@ -196,8 +183,11 @@ def make_steps(
 
     def joint_gradients(state: TrainState, train: Examples) -> Gradients:
         if sampler is None:
-            return joint_of_all(state.params, *train, *_given(state))
-        return joint(state.params, *batch(sampler, state, train), *_given(state))
+            return joint_of_all(
+                state.params, *train, *_given(state), **_adjustment(state)
+            )
+        examples = batch(sampler, state, train)
+        return joint(state.params, *examples, *_given(state), **_adjustment(state))
 
     def class_gradients(state: TrainState, train: Examples) -> Gradients:
         if sampler is None:
@@ -225,6 +215,7 @@ def make_steps(
             state.params,
             *batch(sampler, state, train),
             *_given(state),
+            **_adjustment(state),
             reference=state.reference if algorithm.needs_reference else None,
             state=state.weights_state if stateful else None,
         )
@@ -250,6 +241,11 @@ def make_steps(
             opt_state=opt_state,
             weights_state=(
                 value.state if stateful and isinstance(value, PCNValue) else ()
+            ),
+            shares=(
+                _averaged(state.shares, value)
+                if algorithm.adjusts_logits and isinstance(value, PCNValue)
+                else state.shares
             ),
         )
 
@@ -278,6 +274,35 @@ def make_steps(
     )
 
 
+def _balanced(
+    problem: Problem,
+    algorithm: Algorithm,
+    config: TrainConfig,
+    sampler: Sampler | None,
+) -> tuple[Weights | None, PCNValueAndGrad | None]:
+    """The balanced gradient and its weights, unless class gradients are made first."""
+    if algorithm.weights is None:
+        return None, None
+    weights = algorithm.weights(config, problem.class_shares)
+    if sampler is None and (algorithm.by_halves or not algorithm.links):
+        raise ValueError(
+            f"{algorithm.label} needs mini-batches: choose another sampler, or pcngd."
+        )
+    # All data are taken in micro-batches, and state comes from interacting examples.
+    interact = problem.has_state and not config.frozen_statistics
+    explicit = config.explicit_class_gradients or sampler is None or interact
+    if weights is None or (explicit and algorithm.links):
+        return None, None
+    path: Path | None = "masked" if explicit else None
+    return weights, pcn_value_and_grad(
+        problem.losses,
+        problem.num_classes,
+        weights=weights,
+        has_aux=True,
+        path="frozen" if config.frozen_statistics else path,
+    )
+
+
 def _of_halves(loss_fn: LossFn) -> LossFn:
     """The same loss, given the halves of classes instead of their labels."""
 
@@ -293,12 +318,16 @@ def _joint_value_and_grad(loss_fn: LossFn, num_classes: int) -> ClassValueAndGra
     """The ordinary gradient, as a stack of one row."""
 
     def joint_value_and_grad(
-        params: chex.ArrayTree, inputs: Any, labels: jax.Array, *args: Any
+        params: chex.ArrayTree,
+        inputs: Any,
+        labels: jax.Array,
+        *args: Any,
+        **kwargs: Any,
     ) -> Gradients:
         real = labels >= 0
 
         def mean_loss(params: chex.ArrayTree) -> tuple[jax.Array, Any]:
-            losses, aux = loss_fn(params, inputs, labels, *args)
+            losses, aux = loss_fn(params, inputs, labels, *args, **kwargs)
             total = at_least_one(real.sum(dtype=losses.dtype))
             return jnp.where(real, losses, 0).sum() / total, (losses, aux)
 
@@ -311,6 +340,26 @@ def _joint_value_and_grad(loss_fn: LossFn, num_classes: int) -> ClassValueAndGra
         return value, jax.tree.map(lambda g: g[None], grad)
 
     return joint_value_and_grad
+
+
+def _first_shares(problem: Problem, algorithm: Algorithm) -> jax.Array | tuple[()]:
+    if not algorithm.adjusts_logits:
+        return ()
+    if algorithm.weights is None:  # those of the data, for good
+        return jnp.asarray(problem.class_shares, float)
+    return jnp.full(problem.num_classes, 1 / problem.num_classes)
+
+
+def _adjustment(state: TrainState) -> dict[str, jax.Array]:
+    """The keyword of the loss that says by which shares logits are adjusted, if so."""
+    return {} if isinstance(state.shares, tuple) else {"shares": state.shares}
+
+
+def _averaged(shares: Any, value: PCNValue) -> jax.Array:
+    """A moving average of the shares of the classes, as they come into the steps."""
+    new = _DECAY_OF_SHARES * shares + (1 - _DECAY_OF_SHARES) * value.shares
+    new = jnp.where(value.counts > 0, new, shares)
+    return (new / new.sum()).astype(shares.dtype)
 
 
 def _given(state: TrainState) -> tuple[ModelState, jax.Array]:

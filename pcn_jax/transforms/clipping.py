@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jax
 import optax
 
 from pcn_jax.geometry import scale_rows, unit_class_grads
@@ -9,7 +10,9 @@ from pcn_jax.transforms.per_class import check_counts, per_class
 from pcn_jax.weights import ClassStatistics, inverse_clipped_norm
 
 
-def clip_by_class_norm(max_norm: float) -> optax.GradientTransformationExtraArgs:
+def clip_by_class_norm(
+    max_norm: jax.typing.ArrayLike,
+) -> optax.GradientTransformationExtraArgs:
     """Clips each class-mean gradient: PCN far from the end of training, settling there.
 
         G_l / max(‖G_l‖, max_norm),    G_l = (B / B_l) g_l
@@ -25,8 +28,9 @@ def clip_by_class_norm(max_norm: float) -> optax.GradientTransformationExtraArgs
 
     Args:
       max_norm: Norm of a class-mean gradient up to which it is left in proportion; a
-        non-negative number in the units of the loss over those of the parameters. Of
-        0.1, 1 and 10 the first did best in our runs (RESULTS.md, C11).
+        non-negative number in the units of the loss over those of the parameters, or
+        one for each class `[C]`. Of 0.1, 1 and 10 the first did best in our runs
+        (RESULTS.md, C11).
 
     Returns:
       A stateless transformation of class gradients. Its `update` needs the extra
@@ -34,8 +38,8 @@ def clip_by_class_norm(max_norm: float) -> optax.GradientTransformationExtraArgs
       from, `value.counts` of `pcn_jax.per_class_value_and_grad`.
 
     Raises:
-      ValueError: If `max_norm` is negative; in `update`, if `class_counts` is missing
-        or not one number a class.
+      ValueError: If `max_norm` is negative; in `update`, if it is neither a scalar nor
+        `[C]`, or if `class_counts` is missing or not one number a class.
 
     Example:
       >>> import jax.numpy as jnp
