@@ -39,6 +39,10 @@ LINKS = {
         [pcn_jax.clip_by_class_norm(0.5)],
         weights.inverse_clipped_norm(0.5),
     ),
+    "clipping of each class": (
+        [pcn_jax.clip_by_class_norm(np.geomspace(0.05, 5, NUM_CLASSES))],
+        weights.inverse_clipped_norm(np.geomspace(0.05, 5, NUM_CLASSES)),
+    ),
     "frequency": (
         [pcn_jax.scale_by_class_frequency()],
         weights.inverse_frequency(),
@@ -668,12 +672,18 @@ class TestErrors:
         "make",
         [
             functools.partial(weights.inverse_clipped_norm, -1.0),
+            functools.partial(weights.inverse_clipped_norm, np.array([0.5, -1.0])),
             functools.partial(weights.inverse_alignment, min_alignment=0.0),
         ],
     )
     def test_hyperparameters_of_weights(self, make: Any) -> None:
         with pytest.raises(ValueError, match="must"):
             make()
+
+    def test_largest_norms_of_other_classes(self) -> None:
+        rule = weights.inverse_clipped_norm(np.array([0.1, 0.2]))
+        with pytest.raises(ValueError, match=r"one a class, shape \(3,\), got shape"):
+            fused(CASES["mlp"], weights=rule)
 
 
 @pytest.mark.parametrize("mode", ["fill", "clip"])
