@@ -1,4 +1,4 @@
-"""What the README and the page of the command line show runs as it stands."""
+"""What the README and other pages show runs as it stands."""
 
 import re
 from pathlib import Path
@@ -54,6 +54,20 @@ def test_the_chain_takes_the_same_step() -> None:
             script["loss_fn"], params, chain["optimizer"].init(params), inputs, labels
         )
     chex.assert_trees_all_close(found, expected, atol=1e-6)
+
+
+def test_the_script_with_logit_adjustment_ends_with_the_shares_of_the_data() -> None:
+    (block,) = blocks("docs/logit_adjustment.md")
+    labels = np.repeat(np.arange(3), [60, 30, 10])
+    inputs = np.eye(3)[labels]
+    with jax.numpy_rank_promotion("allow"):
+        train = run(block)["train"]
+        params, shares, value = train(
+            lambda params, x: x @ params, jnp.zeros((3, 3)), inputs, labels, 3, 300
+        )
+    assert value.counts.tolist() == [10] * 3
+    np.testing.assert_allclose(shares, [0.6, 0.3, 0.1], rtol=1e-3)
+    assert jnp.argmax(params, axis=1).tolist() == [0, 1, 2]
 
 
 def test_the_training_script_in_python_records() -> None:
