@@ -201,10 +201,12 @@ def _mlp(data: str, *, batch_size: int, steps: int) -> Experiment:
     )
 
 
-def _automobile_truck(model: ModelConfig) -> Experiment:
+def _automobile_truck(
+    model: ModelConfig, search_seeds: tuple[int, ...] = (100,)
+) -> Experiment:
     return Experiment(
         name=f"automobile-truck-{model.name}",
-        search_seeds=(100,),
+        search_seeds=search_seeds,
         data=DATA_SETUPS["automobile-truck"],
         model=model,
         train=TrainConfig(steps=300, batch_size=128, measurements_per_decade=5),
@@ -248,7 +250,9 @@ SETUPS: dict[str, Experiment] = {
         model=ModelConfig(name="resnet32", norm="group"),
         train=TrainConfig(steps=100, batch_size=64, measurements_per_decade=5),
     ),
-    "automobile-truck-cnn": _automobile_truck(ModelConfig(name="cnn")),
+    "automobile-truck-cnn": _automobile_truck(
+        ModelConfig(name="cnn"), search_seeds=(100, 101, 102)
+    ),
     "automobile-truck-resnet18": _automobile_truck(
         ModelConfig(name="resnet18", stem="imagenet")
     ),
