@@ -108,7 +108,8 @@ _HOW_TO_READ = """## How to read it
 - There are five seeds, and ten on automobile-truck-mlp, but in C2 to C4, C8 and C12.
 - Each method has its own learning rate, from the same grid for all (of Adam another),
   chosen on validation data with other seeds (three; two on digits-halves; one of VGG16
-  and ResNet18, and of the CNN but in C12), and [kept](experiments/learning_rates).
+  and ResNet18, and of GD, PCNGD and PCNSGD+R on the CNN), and
+  [kept](experiments/learning_rates).
 - Recalls are of test data, at the last step unless said otherwise. The minority is the
   rarer of two classes, and the rarest third of more. Macro recall is the mean of the
   recalls of the classes. *Over training*: the mean over log-spaced measurements.
@@ -123,19 +124,21 @@ _HOW_TO_READ = """## How to read it
 | +O | equally many examples of each class | as without |
 | +R | as SGD | 1 / (its norm · p), p its cosine with that of all data |
 | +RW | as SGD | 1 / C |
+| +LA | as SGD | as SGD; the log of each share of the data is added to its logit |
 | +clip | as SGD, or +O | 1 / max(its norm, 0.1) |
+| +O+LA | as +O | 1 / max(its norm, 1 / (C · its share)), logits by shares in steps |
 | +split | as SGD | 1 / max(its norm without the noise, 0.3), from two halves of it |
 """
 _NOT_RUN = """## Not run
 
-- VGG16 and ResNet18 but in C8, and there GD, PCNGD and PCNSGD+R: they want an
-  accelerator. Learning rates below 0.001 for the methods whose best that is (see C8).
+- VGG16 and ResNet18 but in C8, and there GD, PCNGD, PCNSGD+R and what ends in +LA: they
+  want an accelerator. Learning rates below 0.001 where that is the best (see C8).
 - CIFAR-100; animals against vehicles, horse against deer and five classes but in C8,
   C11 and C12.
 - The two halves of a class against all pairs of its examples in training: their spread
   is in the figure of C10.
-- Several seeds in the search of learning rates of VGG16 and ResNet18, and, but in C12,
-  of the CNN.
+- Several seeds in the search of learning rates of VGG16 and ResNet18, and of GD, PCNGD
+  and PCNSGD+R on the CNN.
 """
 
 

@@ -29,11 +29,13 @@ COMPARED: tuple[AlgorithmName, ...] = (
     "sgd",
     "sgd+o",
     "sgd+rw",
+    "sgd+la",
     "pcnsgd",
     "pcnsgd+o",
     "pcnsgd+r",
     "pcnsgd+clip",
     "pcnsgd+o+clip",
+    "pcnsgd+o+la",
     "pcnsgd+split",
 )
 _BASELINES: dict[AlgorithmName, AlgorithmName] = {
@@ -43,6 +45,7 @@ _BASELINES: dict[AlgorithmName, AlgorithmName] = {
     "pcnsgd+r": "sgd",
     "pcnsgd+clip": "sgd",
     "pcnsgd+o+clip": "sgd",
+    "pcnsgd+o+la": "sgd",
     "pcnsgd+split": "sgd",
 }
 """What each variant is compared with: what it would be without balancing."""

@@ -41,21 +41,27 @@ NETS: dict[Size, dict[str, str]] = {
     },
 }
 _PAPERS: tuple[AlgorithmName, ...] = ("sgd", "sgd+o", "pcnsgd", "pcnsgd+o")
-_BALANCED: tuple[AlgorithmName, ...] = (
+_ON_LARGE_NETS: tuple[AlgorithmName, ...] = (
     *_PAPERS,
     "sgd+rw",
     "pcnsgd+o+clip",
     "pcnsgd+split",
+)
+_ALL: tuple[AlgorithmName, ...] = (
+    "gd",
+    "pcngd",
+    *_ON_LARGE_NETS,
+    "sgd+la",
+    "pcnsgd+o+la",
     "pcnsgd+r",
 )
-_ALL: tuple[AlgorithmName, ...] = ("gd", "pcngd", *_BALANCED)
 COMPARED: dict[str, tuple[AlgorithmName, ...]] = {
     "digits-halves": _PAPERS,
     "digits-halves-cnn": _PAPERS,
     "automobile-truck-mlp": _ALL,
     "automobile-truck-cnn": _ALL,
-    "automobile-truck-vgg16": _BALANCED[:-1],
-    "automobile-truck-resnet18": _BALANCED[:-1],
+    "automobile-truck-vgg16": _ON_LARGE_NETS,
+    "automobile-truck-resnet18": _ON_LARGE_NETS,
     "digits-halves-resnet32": _ALL,
     "horse-deer-mlp": _ALL,
     "animals-vehicles-mlp": _ALL,
@@ -142,12 +148,18 @@ def _effects(net: str, study: Study) -> list[Effect]:
         shallower = difference(drop_depth(study["pcngd"]), drop_depth(study["gd"]))
         what = f"{net}: rise of the minority's loss, PCNGD minus GD {shallower}"
         effects.append(Effect.of(what, shallower.is_below(0)))
-    for name in ("pcnsgd+o", "pcnsgd+r", "pcnsgd+o+clip", "pcnsgd+split"):
+    for name in (
+        "pcnsgd+o",
+        "pcnsgd+r",
+        "pcnsgd+o+clip",
+        "pcnsgd+o+la",
+        "pcnsgd+split",
+    ):
         if name in study and "pcnsgd" in study:
             less, names = _less(study, name, "pcnsgd", rare_loss)
             what = f"{net}: minority's training loss, {names} {less}"
             effects.append(Effect.of(what, less.is_below(0)))
-    for name in ("sgd+o", "sgd+rw"):
+    for name in ("sgd+o", "sgd+rw", "sgd+la"):
         if name in study:
             more, names = _less(study, name, "sgd", rare_recall)
             what = f"{net}: minority recall over training, {names} {more}"

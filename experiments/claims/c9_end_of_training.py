@@ -25,10 +25,12 @@ TITLE = (
 COMPARED: tuple[AlgorithmName, ...] = (
     "sgd",
     "sgd+rw",
+    "sgd+la",
     "pcnsgd",
     "pcnsgd+o",
     "pcnsgd+clip",
     "pcnsgd+o+clip",
+    "pcnsgd+o+la",
     "pcnsgd+split",
 )
 NORMALISED: tuple[AlgorithmName, ...] = ("pcnsgd", "pcnsgd+o")
