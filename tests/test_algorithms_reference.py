@@ -198,6 +198,14 @@ def test_every_algorithm(algorithm: AlgorithmName, loop: Loop) -> None:
     assert_same_way(both(algorithm, loop))
 
 
+@pytest.mark.parametrize(
+    "algorithm", [name for name, chosen in ALGORITHMS.items() if chosen.weights]
+)
+def test_explicit_class_gradients(algorithm: AlgorithmName) -> None:
+    """All of them made, and in a chain where there is one: the same run."""
+    assert_same_way(both(algorithm, explicit_class_gradients=True))
+
+
 def test_published_alignment() -> None:
     run = both("pcnsgd+r", "python", "PCNSGD+R published", published_alignment=True)
     assert_same_way(run)

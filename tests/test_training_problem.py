@@ -115,6 +115,7 @@ class TestBatchNorm:
             ("sgd+o", "scan"),
             ("pcnsgd", "scan"),
             ("pcnsgd+o", "python"),
+            ("pcnsgd+o+la", "python"),
         ],
     )
     def test_statistics_follow_the_whole_batch(
@@ -141,7 +142,7 @@ class TestBatchNorm:
             statistics["var"], 0.9 + 0.1 * hidden.var(axis=0), rtol=1e-4
         )
 
-    @pytest.mark.parametrize("algorithm", ["sgd", "pcnsgd+o"])
+    @pytest.mark.parametrize("algorithm", ["sgd", "sgd+la", "pcnsgd+o", "pcnsgd+o+la"])
     def test_trains(self, algorithm: AlgorithmName) -> None:
         on = problem("python", BatchNormNet())
         ends = [trainer(algorithm, on, steps=steps)(0) for steps in (0, 30)]
@@ -149,7 +150,7 @@ class TestBatchNorm:
         losses = [evaluate(on, end)["loss"].mean() for end in ends]
         assert losses[1] < 0.9 * losses[0]
 
-    @pytest.mark.parametrize("algorithm", ["pcnsgd+o", "pcnsgd+split"])
+    @pytest.mark.parametrize("algorithm", ["pcnsgd+o", "pcnsgd+o+la", "pcnsgd+split"])
     def test_trains_with_frozen_statistics(self, algorithm: AlgorithmName) -> None:
         """Norms are others, and so is the end; statistics are those of the batch."""
         on, options = problem("python", BatchNormNet()), {"frozen_statistics": True}
@@ -189,6 +190,13 @@ class TestBatchNorm:
         train = trainer(algorithm, problem("python", BatchNormNet()), sampler=sampler)
         with pytest.raises(ValueError, match=message):
             train(0)
+
+
+@pytest.mark.parametrize("algorithm", ["pcnsgd+o+la", "pcnsgd+split"])
+def test_what_is_averaged_over_batches_needs_them(algorithm: AlgorithmName) -> None:
+    label = re.escape(ALGORITHMS[algorithm].label)
+    with pytest.raises(ValueError, match=f"{label} needs mini-batches"):
+        trainer(algorithm, problem("python", BatchNormNet()), sampler="full")
 
 
 class TestDropout:

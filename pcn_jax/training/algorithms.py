@@ -46,8 +46,8 @@ class Algorithm(NamedTuple):
       label: Name in tables and figures.
       sampler: How the batch is drawn; `"full"` is all of the training set.
       links: From a `TrainConfig` and the number of classes to the transformations
-        between class gradients and their sum; or `None` where the ordinary gradient is
-        meant and class gradients are not needed.
+        between class gradients and their sum; or `None` where there are none: the
+        ordinary gradient, or weights alone.
       weights: From a `TrainConfig` and the classes' shares of the training data `[C]`
         to the same as class weights, for `pcn_jax.pcn_value_and_grad`; returns `None`
         if what was chosen can be had with the links only.
