@@ -199,6 +199,14 @@ def test_what_is_averaged_over_batches_needs_them(algorithm: AlgorithmName) -> N
         trainer(algorithm, problem("python", BatchNormNet()), sampler="full")
 
 
+@pytest.mark.parametrize("sampler", ["oversampled", "square-root"])
+def test_logits_are_not_adjusted_by_shares_that_batches_do_not_have(
+    sampler: SamplerName,
+) -> None:
+    with pytest.raises(ValueError, match=rf"SGD\+LA adjusts .* {sampler} batches"):
+        trainer("sgd+la", problem("python", BatchNormNet()), sampler=sampler)
+
+
 class TestDropout:
     """On in training, off in evaluation."""
 

@@ -40,10 +40,10 @@ def make_train(
       bit for bit on one machine.
 
     Raises:
-      ValueError: If there is no such algorithm, or the batch size does not suit the
-        sampler and the class counts, or the algorithm halves the classes of batches and
-        there are none; when called, if a gradient of all the data is asked of a model
-        whose examples interact, or if the seed is negative.
+      ValueError: If there is no such algorithm, the batch size does not suit the
+        sampler and the class counts, or the sampler does not suit the algorithm; when
+        called, if a gradient of all the data is asked of a model whose examples
+        interact, or if the seed is negative.
 
     Example:
       >>> from pcn_jax.data import SETUPS, load
@@ -101,8 +101,15 @@ def _build(problem: Problem, algorithm: AlgorithmName, config: TrainConfig) -> "
     a rate of 1 and the state has the rest.
     """
     chosen = ALGORITHMS[algorithm]
+    name = config.sampler or chosen.sampler
+    if chosen.adjusts_logits and not chosen.weights and name not in _AS_THE_DATA_COME:
+        raise ValueError(
+            f"{chosen.label} adjusts logits by the shares of the classes in the data, "
+            f"and {name} batches have others: choose one of "
+            f"{', '.join(_AS_THE_DATA_COME)}, or sgd."
+        )
     sampler = make_sampler(
-        config.sampler or chosen.sampler,
+        name,
         problem.train_labels,
         config.batch_size,
         config.steps,
@@ -112,6 +119,9 @@ def _build(problem: Problem, algorithm: AlgorithmName, config: TrainConfig) -> "
     measure = make_measure(problem, steps)
     make_advance = _scan if problem.loop == "scan" else _python_loop
     return steps, measure, make_advance(problem, steps)
+
+
+_AS_THE_DATA_COME = ("full", "uniform", "stratified")
 
 
 def _is_watched() -> bool:

@@ -39,6 +39,8 @@ from pcn_jax.transforms import sum_over_classes
 from pcn_jax.weighing import PCNValue
 from pcn_jax.weights import StatefulClassWeights
 
+_DECAY_OF_SHARES = 0.9
+
 
 class TrainState(NamedTuple):
     """Everything that changes in training, and the seed that decides how.
@@ -64,9 +66,6 @@ class TrainState(NamedTuple):
     reference: chex.ArrayTree
     weights_state: Any = ()
     shares: jax.Array | tuple[()] = ()
-
-
-_DECAY_OF_SHARES = 0.9
 
 
 class Steps(NamedTuple):
