@@ -1,5 +1,6 @@
 """What the README and other pages show runs as it stands."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,30 @@ def test_the_script_with_logit_adjustment_ends_with_the_shares_of_the_data() -> 
 def test_the_training_script_in_python_records() -> None:
     (block,) = blocks("docs/command_line.md")
     assert [record["step"] for record in run(block)["records"]][-1] == 20
+
+
+def cells(row: str) -> list[str]:
+    return [cell.strip(" *") for cell in row.strip("|").split("|")]
+
+
+def test_the_table_of_rules_is_that_of_c11() -> None:
+    """Means and worst cases, over training and at the end, rounded."""
+    found = json.loads((ROOT / "docs/results/C11.json").read_text(encoding="utf-8"))
+    kept = {
+        name: [values[k].split()[0] for k in (0, 1, 3, 4)]
+        for name, *values in map(cells, found["table"].splitlines()[4:])
+        if len(values) == 6
+    }
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    table = text[text.index("| rule |") :].split("\n\n")[0].splitlines()[2:]
+    assert len(table) == 8
+    for row in table:
+        name, _, _, *shown = cells(row)
+        exact = kept[name.split(",")[0]]
+        for x, y in zip(shown, exact, strict=True):
+            digits = len(x.split(".")[1])
+            assert digits >= 2
+            assert abs(float(x) - float(y)) < 0.51 * 10**-digits, (name, x, y)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
