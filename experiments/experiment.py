@@ -5,7 +5,7 @@ import functools
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import tyro
 
@@ -13,6 +13,9 @@ from pcn_jax.data import SETUPS as DATA_SETUPS
 from pcn_jax.data import DataConfig, Dataset, load
 from pcn_jax.models import ModelConfig, build
 from pcn_jax.training import ALGORITHMS, AlgorithmName, Problem, TrainConfig
+
+Goal = Literal["over training", "early stopping", "at the end"]
+"""The mean of the measurements of a run counts, or the best of them, or the last."""
 
 
 @dataclass(frozen=True)
@@ -39,9 +42,8 @@ class Experiment:
     search_seeds: tyro.conf.Suppress[tuple[int, ...]] = (100, 101, 102)
     """Seeds on which learning rates are searched: others than those of the runs."""
 
-    early_stopping: tyro.conf.Suppress[bool] = False
-    """Whether a search takes the learning rate with the best macro recall at any
-    measurement, and not the best mean over training."""
+    searched_for: tyro.conf.Suppress[Goal] = "over training"
+    """Where a search wants macro recall on validation data to be best."""
 
     target_recall: float = 0.5
     """Minority recall up to which steps are counted in the table."""

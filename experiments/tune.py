@@ -4,10 +4,10 @@
 
 The score of a learning rate is the macro recall on the validation split, averaged over
 the log-spaced measurements of the run: it rewards learning soon and staying there. (Or
-the best of them, where runs are stopped early: C12.) The seeds are not those of the
-experiments. What is found is in experiments/learning_rates; what is there is not
-searched again, unless with --overwrite. After an interruption the same command goes on
-where it was.
+the best of them, where runs are stopped early: C12; or the last: C13.) The seeds are
+not those of the experiments. What is found is in experiments/learning_rates; what is
+there is not searched again, unless with --overwrite. After an interruption the same
+command goes on where it was.
 """
 
 import dataclasses
@@ -22,6 +22,7 @@ from typing import Any
 from experiments.experiment import (
     SETUPS,
     Experiment,
+    Goal,
     learning_rates_path,
     parse,
     problem,
@@ -45,12 +46,12 @@ GRIDS = {
 """Learning rates that are searched, by the optimizer."""
 
 
-def score(records: list[Record], *, early_stopping: bool = False) -> float:
+def score(records: list[Record], goal: Goal = "over training") -> float:
     """Macro recall on the validation split over the measurements after the start.
 
     Args:
       records: Measurements of a run, the initial state first.
-      early_stopping: Whether the best of them counts, and not their mean.
+      goal: Which of them count.
 
     Returns:
       A number from 0 to 1.
@@ -59,8 +60,10 @@ def score(records: list[Record], *, early_stopping: bool = False) -> float:
       >>> score([{"validation": {"macro_recall": r}} for r in (0.1, 0.5, 0.75)])
       0.625
     """
-    recalls = [record["validation"]["macro_recall"] for record in records[1:]]
-    return max(recalls) if early_stopping else statistics.fmean(recalls)
+    recalls: list[float] = [r["validation"]["macro_recall"] for r in records[1:]]
+    if goal == "early stopping":
+        return max(recalls)
+    return recalls[-1] if goal == "at the end" else statistics.fmean(recalls)
 
 
 def search(experiment: Experiment, algorithm: AlgorithmName, command: str) -> None:
@@ -103,7 +106,7 @@ def search(experiment: Experiment, algorithm: AlgorithmName, command: str) -> No
         for seed in seeds:
             records: list[Record] = []
             train(seed, on_record=records.append)
-            of_seeds.append(score(records, early_stopping=experiment.early_stopping))
+            of_seeds.append(score(records, experiment.searched_for))
         found = _read(path)  # again: other algorithms may be searched at the same time
         found["scores"][algorithm][rate] = round(statistics.fmean(of_seeds), 4)
         _write(path, found)

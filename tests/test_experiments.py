@@ -201,10 +201,12 @@ def test_an_interrupted_search_goes_on(
     assert found["searched"]["sgd"] == {"command": "y", "seeds": [30]}
 
 
-def test_a_search_for_early_stopping_takes_the_best_of_a_run() -> None:
-    measured = [{"validation": {"macro_recall": recall}} for recall in (0.9, 0.5, 0.7)]
-    assert tune.score(measured) == pytest.approx(0.6)
-    assert tune.score(measured, early_stopping=True) == 0.7  # 0.9 is untrained
+def test_what_a_search_wants_to_be_best_is_its_score() -> None:
+    recalls = (0.9, 0.7, 0.3, 0.5)  # 0.9 is untrained
+    measured = [{"validation": {"macro_recall": recall}} for recall in recalls]
+    assert tune.score(measured) == pytest.approx(0.5)
+    assert tune.score(measured, "early stopping") == 0.7
+    assert tune.score(measured[:-1], "at the end") == 0.3
 
 
 def records(losses: Any, recalls: Any) -> list[Record]:

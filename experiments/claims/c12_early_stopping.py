@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from tabulate import tabulate
 
+from experiments.claims import one_rule
 from experiments.claims.drawing import Dot, draw_dots
 from experiments.claims.finding import Effect, Finding, Size
 from experiments.claims.measures import (
@@ -40,17 +41,7 @@ SETUPS_OF: dict[Size, tuple[str, ...]] = {
 _FORGETFUL = "animals-vehicles-mlp"
 COMPARED: dict[Size, tuple[AlgorithmName, ...]] = {
     "fast": ("sgd", "sgd+rw", "pcnsgd+o+clip", "pcnsgd+split"),
-    "full": (
-        "sgd",
-        "sgd+o",
-        "sgd+rw",
-        "sgd+la",
-        "pcnsgd",
-        "pcnsgd+o",
-        "pcnsgd+o+clip",
-        "pcnsgd+o+la",
-        "pcnsgd+split",
-    ),
+    "full": one_rule.COMPARED,
 }
 _BALANCING: tuple[AlgorithmName, ...] = (
     "sgd+o",
@@ -61,13 +52,6 @@ _BALANCING: tuple[AlgorithmName, ...] = (
     "pcnsgd+o+la",
     "pcnsgd+split",
 )
-_ADVISED: dict[AlgorithmName, tuple[AlgorithmName, ...]] = {
-    "pcnsgd+o+clip": COMPARED["full"],
-    "pcnsgd+split": ("sgd", "sgd+rw", "sgd+la", "pcnsgd", "pcnsgd+split"),
-}
-"""What we advise, and with what each is compared: one oversamples, one does not."""
-_MUCH = 0.05
-"""Macro recall by which the one rule may be below the best of all."""
 _LOST = 0.1
 """Training loss by which a class that is lost again, as in C9, is above its least."""
 _NOTES = """\
@@ -97,10 +81,15 @@ def find(size: Size) -> Finding:
     effects = []
     if _FORGETFUL in studies:
         effects += _forgotten(studies[_FORGETFUL])
-    for setup, study in studies.items():
-        effects += _effects(setup, study)
-    if len(studies) > 1:
-        effects += [_on_average(studies, name) for name in ("sgd+rw", "sgd+la")]
+    effects += one_rule.compared(
+        {
+            setup: {
+                name: at_the_best(curves, macro_recall(curves))
+                for name, curves in study.items()
+            }
+            for setup, study in studies.items()
+        }
+    )
     rows = [
         [
             setup,
@@ -145,7 +134,7 @@ def stopping_early(setup: Experiment) -> Experiment:
       'digits-lt/early-stopping'
     """
     name = f"{setup.name}/early-stopping"
-    return dataclasses.replace(setup, name=name, early_stopping=True)
+    return dataclasses.replace(setup, name=name, searched_for="early stopping")
 
 
 def _forgotten(study: Study) -> list[Effect]:
@@ -167,52 +156,6 @@ def _forgotten(study: Study) -> list[Effect]:
             )
         )
     return effects
-
-
-def _effects(setup: str, study: Study) -> list[Effect]:
-    found = {
-        name: at_the_best(curves, macro_recall(curves))
-        for name, curves in study.items()
-    }
-    effects = []
-    for one, rules in _ADVISED.items():
-        others = [name for name in rules if name != one and name in found]
-        best = max(others, key=lambda name: float(found[name].mean()))
-        less = difference(found[one], found[best])
-        effects.append(
-            Effect.of(
-                f"{setup}: macro recall of {ALGORITHMS[one].label} minus that of the "
-                f"best of {len(others)} others, {ALGORITHMS[best].label}: {less}, at "
-                f"most {_MUCH} below",
-                less.is_above(-_MUCH),
-            )
-        )
-    more = difference(found["pcnsgd+o+clip"], found["sgd"])
-    effects.append(
-        Effect.of(
-            f"{setup}: macro recall of {ALGORITHMS['pcnsgd+o+clip'].label} minus that "
-            f"of SGD: {more}, above",
-            more.is_above(0),
-        )
-    )
-    return effects
-
-
-def _on_average(studies: Mapping[str, Study], baseline: AlgorithmName) -> Effect:
-    """Whether what we advise is better than a baseline to beat."""
-    one, other = (
-        np.mean(
-            [at_the_best(s[name], macro_recall(s[name])) for s in studies.values()],
-            axis=0,
-        )
-        for name in ("pcnsgd+o+clip", baseline)
-    )
-    more = difference(one, other)
-    return Effect.of(
-        f"macro recall of {ALGORITHMS['pcnsgd+o+clip'].label} minus that of "
-        f"{ALGORITHMS[baseline].label}, mean of {len(studies)} set-ups: {more}, above",
-        more.is_above(0),
-    )
 
 
 def _draw(studies: Mapping[str, Study]) -> Figure:

@@ -1,0 +1,135 @@
+"""C13: with momentum and a learning rate that decays, as people train."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+
+from matplotlib.figure import Figure
+from tabulate import tabulate
+
+from experiments.claims import one_rule
+from experiments.claims.drawing import Dot, draw_dots
+from experiments.claims.finding import Finding, Size
+from experiments.claims.measures import (
+    best_rate,
+    macro_recall,
+    over_log_steps,
+    rare_recall,
+)
+from experiments.experiment import SETUPS, Experiment
+from experiments.intervals import interval, spread
+from experiments.study import Study, collect
+from pcn_jax.training import ALGORITHMS, AlgorithmName, OptimizerConfig
+
+TITLE = (
+    "With momentum and a learning rate that decays to zero one rule ends never much "
+    "below the best of all"
+)
+SETUPS_OF: dict[Size, tuple[str, ...]] = {
+    "fast": ("digits-halves",),
+    "full": (
+        "automobile-truck-mlp",
+        "horse-deer-mlp",
+        "animals-vehicles-mlp",
+        "cifar10-five-mlp",
+        "cifar10-multi-mlp",
+        "digits-halves",
+        "digits-lt",
+        "digits-halves-resnet32",
+    ),
+}
+COMPARED: dict[Size, tuple[AlgorithmName, ...]] = {
+    "fast": ("sgd", "sgd+rw", "sgd+la", "pcnsgd+o+clip", "pcnsgd+split"),
+    "full": one_rule.COMPARED,
+}
+_OPTIMIZER = OptimizerConfig(momentum=0.9, schedule="cosine")
+_NOTES = """\
+The optimizer is SGD with a momentum of 0.9 behind the sum over classes, and the
+learning rate decays to zero by a cosine over the steps of the set-up. The rate from
+which it decays is that with the best macro recall on validation data at the last step,
+on the same grid as elsewhere. In the figure a dot has its interval and is of the last
+step, a ring is the mean over training."""
+
+
+def find(size: Size) -> Finding:
+    """Compares rules at the end of training as people train.
+
+    Args:
+      size: Of the study.
+
+    Returns:
+      The finding.
+    """
+    studies = {
+        name: collect(decaying(SETUPS[name]), size, algorithms=COMPARED[size])
+        for name in SETUPS_OF[size]
+    }
+    rows = [
+        [
+            setup,
+            ALGORITHMS[name].label,
+            best_rate(decaying(SETUPS[setup]).name, name),
+            spread(macro_recall(curves)[:, -1]),
+            spread(rare_recall(curves)[:, -1]),
+            spread(over_log_steps(macro_recall(curves))),
+        ]
+        for setup, study in studies.items()
+        for name, curves in study.items()
+    ]
+    head = [
+        "set-up",
+        "",
+        "learning rate",
+        "macro recall at the end",
+        "recall of the minority",
+        "macro recall over training",
+    ]
+    return Finding(
+        title=TITLE,
+        effects=one_rule.compared(
+            {
+                setup: {
+                    name: macro_recall(curves)[:, -1] for name, curves in study.items()
+                }
+                for setup, study in studies.items()
+            }
+        ),
+        table=tabulate(rows, head, tablefmt="github"),
+        draw=functools.partial(_draw, studies),
+        notes=_NOTES,
+    )
+
+
+def decaying(setup: Experiment) -> Experiment:
+    """The set-up with momentum and a learning rate that decays, under its own name.
+
+    Args:
+      setup: One of `SETUPS`.
+
+    Example:
+      >>> decaying(SETUPS["digits-lt"]).name
+      'digits-lt/decaying'
+    """
+    return dataclasses.replace(
+        setup,
+        name=f"{setup.name}/decaying",
+        train=dataclasses.replace(setup.train, optimizer=_OPTIMIZER),
+        searched_for="at the end",
+    )
+
+
+def _draw(studies: Mapping[str, Study]) -> Figure:
+    panels = {}
+    for setup, study in studies.items():
+        recalls = {name: macro_recall(curves) for name, curves in study.items()}
+        panels[setup] = [
+            Dot(
+                ALGORITHMS[name].label,
+                name,
+                interval(recall[:, -1]),
+                ring=float(over_log_steps(recall).mean()),
+            )
+            for name, recall in recalls.items()
+        ]
+    what = "macro recall: at the end ●, over training ○"
+    return draw_dots(panels, in_a_row=4, what=what)
