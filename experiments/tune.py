@@ -31,6 +31,7 @@ from experiments.kept import write_whole
 from pcn_jax.training import (
     ALGORITHMS,
     AlgorithmName,
+    OptimizerConfig,
     Problem,
     Record,
     TrainState,
@@ -38,12 +39,23 @@ from pcn_jax.training import (
 )
 
 _SMALL = (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
-GRIDS = {
-    "sgd": (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0),
-    "adam": _SMALL,
-    "adamw": _SMALL,
-}
-"""Learning rates that are searched, by the optimizer."""
+_LARGE = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
+
+
+def grid(optimizer: OptimizerConfig) -> tuple[float, ...]:
+    """Learning rates that are searched.
+
+    Args:
+      optimizer: What they are for. Those of Adam are smaller, and so are those with
+        momentum, by which a gradient counts `1 / (1 - momentum)` times.
+
+    Example:
+      >>> grid(OptimizerConfig(momentum=0.9))[:3]
+      (0.0001, 0.0003, 0.001)
+    """
+    if optimizer.name != "sgd":
+        return _SMALL
+    return tuple(float(f"{rate * (1 - optimizer.momentum):g}") for rate in _LARGE)
 
 
 def score(records: list[Record], goal: Goal = "over training") -> float:
@@ -91,8 +103,8 @@ def search(experiment: Experiment, algorithm: AlgorithmName, command: str) -> No
         found["scores"][algorithm] = {}
         _write(path, found)
     _, of_problem = problem(experiment)
-    grid = [f"{rate:g}" for rate in GRIDS[experiment.train.optimizer.name]]
-    for rate in grid:
+    rates = [f"{rate:g}" for rate in grid(experiment.train.optimizer)]
+    for rate in rates:
         if rate in found["scores"][algorithm]:
             continue  # an interrupted search goes on
         train = make_train(
@@ -111,7 +123,7 @@ def search(experiment: Experiment, algorithm: AlgorithmName, command: str) -> No
         found["scores"][algorithm][rate] = round(statistics.fmean(of_seeds), 4)
         _write(path, found)
     scores = found["scores"][algorithm]
-    best = max(grid, key=scores.__getitem__)
+    best = max(rates, key=scores.__getitem__)
     found["best"][algorithm] = float(best)
     _write(path, found)
     label = ALGORITHMS[algorithm].label

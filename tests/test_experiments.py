@@ -141,7 +141,8 @@ def test_labels_are_merged_on_the_command_line() -> None:
 
 def test_the_demo_has_a_learning_rate_for_every_algorithm() -> None:
     demo = SETUPS["digits-lt"]
-    assert all(demo.learning_rate_of(name) in tune.GRIDS["sgd"] for name in ALGORITHMS)
+    rates = tune.grid(demo.train.optimizer)
+    assert all(demo.learning_rate_of(name) in rates for name in ALGORITHMS)
 
 
 def test_the_search_keeps_what_it_finds_and_takes_the_best(
@@ -153,7 +154,7 @@ def test_the_search_keeps_what_it_finds_and_takes_the_best(
     monkeypatch.setattr(
         tune, "learning_rates_path", experiment_module.learning_rates_path
     )
-    monkeypatch.setitem(tune.GRIDS, "sgd", (1e-9, 0.3))
+    monkeypatch.setattr(tune, "grid", lambda _: (1e-9, 0.3))
     arguments = ["digits-lt", "--algorithms", "sgd", "--train.steps", "20"]
     tune.main([*arguments, "--seeds", "100"])
     found = json.loads((tmp_path / "digits-lt.json").read_text())
