@@ -14,10 +14,12 @@ class Comparison(NamedTuple):
     Attributes:
       on_average: Whether its mean over seeds does.
       surely: Whether its whole interval does.
+      refuted: Whether its whole interval is on the other side.
     """
 
     on_average: bool
     surely: bool
+    refuted: bool
 
 
 class Interval(NamedTuple):
@@ -43,9 +45,11 @@ class Interval(NamedTuple):
 
         Example:
           >>> interval([0.1, 0.2, 0.6]).is_above(0.0)
-          Comparison(on_average=True, surely=False)
+          Comparison(on_average=True, surely=False, refuted=False)
         """
-        return Comparison(bool(self.mean > limit), bool(self.low > limit))
+        return Comparison(
+            bool(self.mean > limit), bool(self.low > limit), bool(self.high <= limit)
+        )
 
     def is_below(self, limit: float) -> Comparison:
         """Whether it lies below a limit.
@@ -53,7 +57,9 @@ class Interval(NamedTuple):
         Args:
           limit: The limit.
         """
-        return Comparison(bool(self.mean < limit), bool(self.high < limit))
+        return Comparison(
+            bool(self.mean < limit), bool(self.high < limit), bool(self.low >= limit)
+        )
 
     def __str__(self) -> str:
         """Three numbers in as many digits as say something."""

@@ -8,8 +8,9 @@ At full size RESULTS.md is written, with a figure a claim in docs/results. Runs 
 kept in results/ are not run again. Those that are missing need CIFAR-10: see
 `python -m pcn_jax.data`, and set TFDS_DATA_DIR if it is not in its usual place.
 
-What was seen with its whole interval is marked [x], what was seen on average only [~].
-The latter is enough for half of the effects in a check at fast size.
+An effect is seen if its whole interval over seeds is on the right side, refuted if it
+is on the other, and undecided otherwise. In a check at fast size half of the effects
+may be seen on average only.
 """
 
 import datetime
@@ -42,7 +43,7 @@ from experiments.claims import (
     c12_early_stopping,
     theory,
 )
-from experiments.claims.finding import Finding, Size
+from experiments.claims.finding import Finding, Outcome, Size
 from experiments.experiment import SETUPS
 from experiments.kept import commit
 from experiments.study import FOLDERS
@@ -99,8 +100,10 @@ kept in [results/](results), and every run goes through the same loop.
 """
 _HOW_TO_READ = """## How to read it
 
-- A claim *holds* if everything listed under it was seen, each with its whole interval,
-  and *holds in part* if some of it was.
+- What a claim says was *seen* if its whole interval over seeds is on the right side,
+  *refuted* if it is on the other, and is *undecided* otherwise. A claim *holds* if all
+  of it was seen, and *in part* if some of it was. One that says *never* (C11 to C13)
+  *does not hold* if anything was refuted.
 - [Brackets]: 95 % intervals over seeds, of Student's t. Comparisons are paired, since
   the runs of a seed start from the same parameters and see the same data. (On normal
   data these intervals cover 95 %; those by bootstrap from five seeds cover 84 %.)
@@ -176,8 +179,7 @@ def main(arguments: list[str] | None = None) -> None:
             continue
         print(f"\n{claim}: {finding.title}: {finding.verdict}", flush=True)
         for effect in finding.effects:
-            mark = "x" if effect.seen else "~" if effect.on_average else " "
-            print(f"  [{mark}] {effect.statement}")
+            print(f"  {effect.outcome}: {effect.statement}")
         print(f"\n{finding.table}\n", flush=True)
         if finding.fails(config.size):
             failed.append(claim)
@@ -237,17 +239,19 @@ def _setups() -> str:
 
 
 def _section(claim: Claim, found: dict[str, Any]) -> str:
-    effects: dict[bool, list[str]] = {True: [], False: []}
+    effects: dict[Outcome, list[str]] = {"refuted": [], "undecided": [], "seen": []}
     for effect in found["effects"]:
-        mark = "seen" if effect["seen"] else "**not seen**"
-        effects[effect["seen"]].append(f"- {mark}: {effect['statement']}.")
-    seen, tables = effects[True], found["table"].split("\n\n")
+        effects[effect["outcome"]].append(effect["statement"])
+    seen, tables = effects.pop("seen"), found["table"].split("\n\n")
     parts = [
         f"## {claim}",
         f"{found['title']}: **{found['verdict']}**.",
         f"![{found['title']}]({FIGURES}/{claim}.png)",
-        "\n".join(effects[False]),
-        _folded("\n".join(seen), f"{len(seen)} effects that were seen"),
+        "\n".join(f"- **{o}**: {one}." for o, of in effects.items() for one in of),
+        _folded(
+            "\n".join(f"- seen: {one}." for one in seen),
+            f"{len(seen)} effects that were seen",
+        ),
         *(_folded(table, f"{table.count(chr(10)) - 1} rows") for table in tables),
         found["notes"],
         f"`{found['command']}`, {found['date']}, at {found['commit']}.",
@@ -270,7 +274,10 @@ def _keep(claim: Claim, finding: Finding) -> None:
     kept = {
         "title": finding.title,
         "verdict": finding.verdict,
-        "effects": [effect._asdict() for effect in finding.effects],
+        "effects": [
+            {"statement": effect.statement, "outcome": effect.outcome}
+            for effect in finding.effects
+        ],
         "table": finding.table,
         "notes": finding.notes,
         "command": f"python -m experiments.reproduce --claims {claim}",

@@ -148,12 +148,19 @@ def test_endings_of_one_algorithm_outlive_another(
 
 
 @pytest.mark.parametrize(
-    ("late", "lost"), [(0.0, False), (0.55, False), (0.65, True), (np.nan, True)]
+    ("least", "late", "lost"),
+    [
+        (0.05, 0.0, False),
+        (0.05, 0.14, False),
+        (0.05, 0.16, True),
+        (0.5, 1.5, False),  # it was never learned
+        (0.5, np.nan, True),
+    ],
 )
-def test_a_class_is_lost_again_where_its_loss_is_higher_late(
-    late: float, lost: bool
+def test_a_class_is_lost_again_where_it_was_learned_and_its_loss_is_higher_late(
+    least: float, late: float, lost: bool
 ) -> None:
-    ending = endings.Ending("constant rate", 0.1, "sgd", 0, 0.5, late, 0.5)
+    ending = endings.Ending("constant rate", 0.1, "sgd", 0, least, late, 0.5)
     assert c9_end_of_training.loses_again(ending) is lost
 
 
@@ -290,15 +297,38 @@ def test_a_check_fails_with_the_claims_that_do(
     reproduce.main([*words, "C1"])
     with pytest.raises(SystemExit, match="not all was seen of C2"):
         reproduce.main([*words, "C1", "C2"])
-    assert "[ ] effect 1" in capsys.readouterr().out
+    assert "refuted: effect 1" in capsys.readouterr().out
+
+
+def more(*values: float) -> Effect:
+    return Effect.of("more", interval(values).is_above(0))
+
+
+def test_an_effect_is_refuted_only_if_its_opposite_was_seen() -> None:
+    outcomes = [more(*of).outcome for of in ((2, 2.1), (1, -2), (-2, -2.1), (0, 0))]
+    assert outcomes == ["seen", "undecided", "refuted", "refuted"]
+    less = Effect.of("less", interval([2, 2.1]).is_below(0))
+    both = interval([1, -2]).is_above(0), interval([2, 2.1]).is_below(0)
+    assert (less.outcome, Effect.of("both", *both).outcome) == ("refuted",) * 2
+    seen = Effect("without seeds", seen=True), Effect("without seeds", seen=False)
+    assert [effect.outcome for effect in seen] == ["seen", "refuted"]
+
+
+def test_one_refuted_effect_refutes_a_claim_of_all() -> None:
+    sure, open_, opposite = more(2, 2.1), more(1, -2), more(-2, -2.1)
+    of_effects = [(sure,), (sure, open_), (sure, opposite), (open_, opposite)]
+    some, every = (
+        [found()._replace(effects=of, of_all=of_all).verdict for of in of_effects]
+        for of_all in (False, True)
+    )
+    part, no = "holds in part", "does not hold"
+    assert some == ["holds", part, part, no]
+    assert every == ["holds", part, no, no]
 
 
 def test_a_fast_check_takes_half_of_the_effects_on_average() -> None:
     def fails(size: Size, *effects: Effect) -> bool:
         return found()._replace(effects=effects).fails(size)
-
-    def more(*values: float) -> Effect:
-        return Effect.of("more", interval(values).is_above(0))
 
     sure, likely, reversed_ = more(2, 2.1), more(-1, 2), more(1, -2)
     assert [one.seen for one in (sure, likely, reversed_)] == [1, 0, 0]
@@ -336,7 +366,7 @@ def test_results_say_what_was_found_and_what_was_not_run(
     assert re.search(r"\| \[C2\]\(#c2\) \| .* \| holds in part \|", text)
     assert re.search(r"\| C1 \| .*minority.* \| not run \|", text)
     assert "## C2\n\nA claim: **holds in part**." in text
-    assert "- **not seen**: effect 1." in text
+    assert "- **refuted**: effect 1." in text
     assert Path("docs/results/C2.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from tabulate import tabulate
 
+from experiments.claims import one_rule
 from experiments.claims.drawing import Dot, draw_dots
 from experiments.claims.finding import Effect, Finding, Size
 from experiments.claims.measures import (
@@ -48,14 +49,14 @@ of them, the smoothed norm two numbers a class. Alignment is the least part of t
 norm that is taken for the true one (`min_alignment`). With p averaged, the norm is that
 of the batch and only its alignment an average over steps (`average`). Norm is the
 largest that clipping leaves (`max_norm`): 0.1 unless said otherwise, as the one rule
-has it, which was chosen after a look at these runs, as was the 1 of PCNSGD+O+LA after
-trials of 0.1 to 3 on four of these set-ups. On animals-vehicles two rates had
-nearly the same score for it (0.7018 at 0.03, 0.7016 at 0.1), as for PCNSGD+O (0.7031
-and 0.7023): with the lower one the minority is learned by heart later (C12), so what is
-seen at the end is the rate more than the rule. The nets are those of C8. The figure
-has the rules that were run on all set-ups; a dot with its interval is over training, a
-ring at the end, and the grey line is the one rule over training. Not run: other
-settings of the smoothed norm on CNN and ResNet-32; ResNet18."""
+has it, which was chosen after a look at these runs, on test data, as was the 1 of
+PCNSGD+O+LA after trials of 0.1 to 3 on four of these set-ups. On animals-vehicles two
+rates had nearly the same score for it (0.7018 at 0.03, 0.7016 at 0.1), as for PCNSGD+O
+(0.7031 and 0.7023): with the lower one the minority is learned by heart later (C12), so
+what is seen at the end is the rate more than the rule. The nets are those of C8. The
+figure has the rules that were run on all set-ups; a dot with its interval is over
+training, a ring at the end, and the grey line is the one rule over training. Not run:
+other settings of the smoothed norm on CNN and ResNet-32; ResNet18."""
 
 
 class Variant(NamedTuple):
@@ -110,6 +111,7 @@ BEHIND = [
     for algorithm in _BEHIND
 ]
 _PLAIN: tuple[AlgorithmName, ...] = (
+    "sgd",
     "sgd+o",
     "sgd+rw",
     "sgd+la",
@@ -178,7 +180,15 @@ def find(size: Size) -> Finding:
     ]
     below = {what: _below(studies, measure) for what, measure in _MEASURES.items()}
     effects.append(_least(below))
+    plain = {
+        what: {
+            setup: {key[1]: of(curves) for key, curves in runs.items() if not key[0]}
+            for setup, runs in studies.items()
+        }
+        for what, of in _MEASURES.items()
+    }
     tables = (
+        *(one_rule.averages(recalls, what) for what, recalls in plain.items()),
         "Macro recall below the best of a set-up, on average and where it is most so:",
         _table_of_all_below(below),
         "All of them:",
@@ -190,6 +200,7 @@ def find(size: Size) -> Finding:
         table="\n\n".join(tables),
         draw=functools.partial(_draw, studies),
         notes=_NOTES,
+        of_all=True,
     )
 
 
@@ -233,7 +244,7 @@ def _effects(setup: str, runs: _Runs) -> list[Effect]:
         ]
     over = _MEASURES[_OVER]
     behind = itertools.product(_OPTIMIZERS, (_ONE[1], _AS_THEY_COME[1]))
-    clips = ((clip.label, clip.algorithm) for clip in (*CLIPS, *LARGE_CLIPS))
+    clips = ((clip.label, clip.algorithm) for clip in CLIPS)
     for key in (*behind, *clips):
         if key in runs:
             less = difference(over(runs[key]), over(runs["", key[1]]))
@@ -242,6 +253,19 @@ def _effects(setup: str, runs: _Runs) -> list[Effect]:
                     f"{setup}: macro recall {_OVER} of {_label(*key)} minus that of "
                     f"{_label('', key[1])}: {less}, at most {_MUCH} below",
                     less.is_above(-_MUCH),
+                )
+            )
+    end, baseline = _MEASURES[_END], _BEHIND[0]
+    for optimizer in _OPTIMIZERS:
+        if (optimizer, _ONE[1]) in runs:
+            one, other = (optimizer, _ONE[1]), (optimizer, baseline)
+            less = difference(end(runs[one]), end(runs[other]))
+            effects.append(
+                Effect.of(
+                    f"{setup}: macro recall {_END} of {_label(*one)} minus that of "
+                    f"{_label(*other)}: {less}, at most {_MUCH} below",
+                    less.is_above(-_MUCH),
+                    asserted=False,
                 )
             )
     return effects

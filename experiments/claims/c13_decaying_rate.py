@@ -64,6 +64,10 @@ def find(size: Size) -> Finding:
         name: collect(decaying(SETUPS[name]), size, algorithms=COMPARED[size])
         for name in SETUPS_OF[size]
     }
+    recalls = {
+        setup: {n: macro_recall(c)[:, -1] for n, c in study.items()}
+        for setup, study in studies.items()
+    }
     rows = [
         [
             setup,
@@ -84,19 +88,16 @@ def find(size: Size) -> Finding:
         "recall of the minority",
         "macro recall over training",
     ]
+    tables = [tabulate(rows, head, tablefmt="github")]
+    if len(studies) > 1:
+        tables = [one_rule.averages(recalls, "at the end"), "All of them:", *tables]
     return Finding(
         title=TITLE,
-        effects=one_rule.compared(
-            {
-                setup: {
-                    name: macro_recall(curves)[:, -1] for name, curves in study.items()
-                }
-                for setup, study in studies.items()
-            }
-        ),
-        table=tabulate(rows, head, tablefmt="github"),
+        effects=one_rule.compared(recalls),
+        table="\n\n".join(tables),
         draw=functools.partial(_draw, studies),
         notes=_NOTES,
+        of_all=True,
     )
 
 

@@ -2,6 +2,7 @@
 
 import functools
 
+import numpy as np
 from matplotlib.figure import Figure
 from tabulate import tabulate
 
@@ -12,7 +13,7 @@ from experiments.claims.measures import (
     over_log_steps,
     rare_recall,
     step_with_as_many_examples,
-    steps_to,
+    steps_to_beat_chance,
 )
 from experiments.figures import Panel, draw_families
 from experiments.intervals import difference, factor, spread
@@ -49,6 +50,8 @@ _BASELINES: dict[AlgorithmName, AlgorithmName] = {
     "pcnsgd+split": "sgd",
 }
 """What each variant is compared with: what it would be without balancing."""
+_LOSING: tuple[AlgorithmName, ...] = ("pcngd", "pcnsgd", "pcnsgd+r")
+"""Those that may lose the minority again (C9), and then have not learned it."""
 _SETTLING: tuple[AlgorithmName, ...] = ("pcnsgd+clip", "pcnsgd+o+clip", "pcnsgd+split")
 
 
@@ -62,9 +65,11 @@ def find(size: Size) -> Finding:
       The finding.
     """
     experiment = with_enough_seeds(MANY[size], size)
-    target = experiment.target_recall
     study = collect(experiment, size, algorithms=COMPARED)
-    steps = {name: steps_to(c, target, rare_recall(c)) for name, c in study.items()}
+    steps = {
+        name: np.maximum(steps_to_beat_chance(curves), 1)  # for ratios
+        for name, curves in study.items()
+    }
     macro = {name: macro_recall(curves)[:, -1] for name, curves in study.items()}
     effects = []
     for name, baseline in _BASELINES.items():
@@ -73,9 +78,10 @@ def find(size: Size) -> Finding:
         better = difference(macro[name], macro[baseline])
         effects += [
             Effect.of(
-                f"{label}: steps to a minority recall of {target:g}, times {its}: "
-                f"{sooner}",
+                f"{label}: steps until the minority is learned better than by chance, "
+                f"times {its}: {sooner}",
                 sooner.is_below(1),
+                asserted=name not in _LOSING,
             ),
             Effect.of(
                 f"{label}: macro recall at the end minus {its}: {better}",
@@ -83,6 +89,12 @@ def find(size: Size) -> Finding:
                 asserted=name in _SETTLING,
             ),
         ]
+    for name in _BASELINES:
+        if name != "pcngd":
+            better = difference(macro[name], macro["sgd+rw"])
+            what = f"{ALGORITHMS[name].label}: macro recall at the end minus SGD+RW's"
+            more = Effect.of(f"{what}: {better}", better.is_above(0), asserted=False)
+            effects.append(more)
     over = study["pcnsgd+o"]
     earlier = step_with_as_many_examples(study["sgd"])
     at_equal_examples = difference(
@@ -103,7 +115,7 @@ def find(size: Size) -> Finding:
     head = [
         "",
         "learning rate",
-        f"steps to {target:g}",
+        "steps until learned",
         "macro recall over training",
         "macro recall at the end",
         "minority recall at the end",
@@ -114,7 +126,10 @@ def find(size: Size) -> Finding:
         effects=effects,
         table=tabulate(rows, head, tablefmt="github"),
         draw=functools.partial(_draw, study),
-        notes="The minority is the rarest third of the classes. After "
+        notes="The minority is the rarest third of the classes. It is learned better "
+        "than by chance from the measurement on from which its training loss stays "
+        "below that of guessing, the log of the number of classes; where it does not, "
+        "one more than all steps are counted. After "
         f"{earlier} steps PCNSGD+O has seen as many examples of it as SGD at the end; "
         f"its macro recall is then, minus SGD's at the end, {at_equal_examples}.",
     )

@@ -10,6 +10,9 @@ from experiments.intervals import Comparison
 Size = Literal["fast", "full"]
 """`"fast"`: digits, minutes, in continuous integration. `"full"`: CIFAR-10, hours."""
 
+Outcome = Literal["seen", "undecided", "refuted"]
+"""Undecided: the interval over seeds has values of both kinds."""
+
 Verdict = Literal["holds", "holds in part", "does not hold"]
 
 
@@ -21,12 +24,23 @@ class Effect(NamedTuple):
       seen: Whether it was: where seeds are compared, with the whole interval.
       asserted: Whether a check fails without it. Not so where it was found not to hold.
       on_average: Whether it was at least in the mean over seeds, where it has one.
+      refuted: Whether the opposite was seen, and not only too little; by default, if it
+        was not seen and there are no seeds.
     """
 
     statement: str
     seen: bool
     asserted: bool = True
     on_average: bool | None = None
+    refuted: bool | None = None
+
+    @property
+    def outcome(self) -> Outcome:
+        """In a word: what was seen of it."""
+        if self.seen:
+            return "seen"
+        refuted = self.on_average is None if self.refuted is None else self.refuted
+        return "refuted" if refuted else "undecided"
 
     @classmethod
     def of(cls, statement: str, *found: Comparison, asserted: bool = True) -> Self:
@@ -39,7 +53,8 @@ class Effect(NamedTuple):
         """
         surely = all(one.surely for one in found)
         on_average = all(one.on_average for one in found)
-        return cls(statement, surely, asserted, on_average)
+        refuted = any(one.refuted for one in found)
+        return cls(statement, surely, asserted, on_average, refuted)
 
 
 class Finding(NamedTuple):
@@ -51,6 +66,8 @@ class Finding(NamedTuple):
       table: Markdown.
       draw: Makes the figure.
       notes: What a reader must know besides, such as what was not run.
+      of_all: Whether it says that something is so everywhere, so that it does not hold
+        if one effect is refuted.
     """
 
     title: str
@@ -58,14 +75,17 @@ class Finding(NamedTuple):
     table: str
     draw: Callable[[], Figure]
     notes: str = ""
+    of_all: bool = False
 
     @property
     def verdict(self) -> Verdict:
         """In words: all, some or none of the effects."""
-        seen = [effect.seen for effect in self.effects]
-        if all(seen):
+        outcomes = {effect.outcome for effect in self.effects}
+        if outcomes == {"seen"}:
             return "holds"
-        return "holds in part" if any(seen) else "does not hold"
+        if "seen" not in outcomes or (self.of_all and "refuted" in outcomes):
+            return "does not hold"
+        return "holds in part"
 
     def fails(self, size: Size) -> bool:
         """Whether a check of that size has to fail.
