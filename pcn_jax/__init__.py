@@ -39,6 +39,7 @@ from pcn_jax.transforms import (
     scale_by_class_angle,
     scale_by_class_frequency,
     scale_by_class_norm,
+    scale_by_class_weights,
     scale_by_smoothed_class_norm,
     sum_over_classes,
 )
@@ -76,6 +77,7 @@ __all__ = [
     "scale_by_class_angle",
     "scale_by_class_frequency",
     "scale_by_class_norm",
+    "scale_by_class_weights",
     "scale_by_smoothed_class_norm",
     "split_halves",
     "square_root",

@@ -9,7 +9,12 @@ import jax
 import jax.numpy as jnp
 
 from pcn_jax.arguments import Fixed, of_arrays, take_out_arrays
-from pcn_jax.checks import check_labels, check_positive_integer
+from pcn_jax.checks import (
+    check_inputs,
+    check_labels,
+    check_positive_integer,
+    check_shapes,
+)
 from pcn_jax.class_gradients import ClassValue, ClassValueAndGrad
 from pcn_jax.class_sums import ClassSums, add, to_means, to_sums
 from pcn_jax.loops import Loop, resolve_loop
@@ -42,7 +47,8 @@ def accumulate(
 
     Raises:
       ValueError: If `microbatch_size` is not a positive integer; when called, if there
-        are no examples, or if it is a balanced direction that would be added up.
+        are no examples, if an array of the inputs has more or fewer than the labels, or
+        if it is a balanced direction that would be added up.
 
     Example:
       >>> import jax.numpy as jnp
@@ -88,8 +94,7 @@ def accumulate(
         **kwargs: Any,
     ) -> tuple[ClassValue, chex.ArrayTree]:
         labels = check_labels(labels, ndim=1)
-        if not labels.size:
-            raise ValueError("There are no examples to accumulate: labels are empty.")
+        check_inputs(inputs, len(labels), every=True)
         num_parts = -(-labels.shape[0] // microbatch_size)
         fixed, arrays = take_out_arrays(args, kwargs)
         given = params, inputs, labels, *arrays
@@ -123,10 +128,11 @@ def combine(
 
     Returns:
       Their union in the same form, where `aux` leaves are stacked along a new first
-      axis.
+      axis, and so must have the same shapes in all parts.
 
     Raises:
-      ValueError: If there are no parts, or if they are balanced directions.
+      ValueError: If there are no parts, if they are balanced directions, or if their
+        `aux` have other shapes.
 
     Example:
       >>> import jax.numpy as jnp
@@ -141,6 +147,8 @@ def combine(
         part = _to_sums(*_checked((value, grads)))
         sums = part if sums is None else add(sums, part)
         auxs.append(value.aux)
+        of_first = jax.tree.map(jnp.shape, auxs[0])
+        check_shapes("aux of each batch", value.aux, of_first, "as that of the first")
         like = grads if like is None else like
     if sums is None:
         raise ValueError("combine was given no batches: there is nothing to join.")

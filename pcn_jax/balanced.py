@@ -1,8 +1,9 @@
 """The balanced gradient at the price of about a plain one."""
 
+import functools
 import warnings
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
 import chex
 import jax
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pcn_jax.arguments import of_arrays, take_out_arrays
-from pcn_jax.checks import check_inputs, check_labels, check_params
+from pcn_jax.checks import check_choice, check_inputs, check_labels, check_params
 from pcn_jax.class_gradients import (
     ClassValue,
     LossFn,
@@ -80,8 +81,9 @@ def pcn_value_and_grad(
 
         d = Σ_l w_l g_l,    w_l = 1 / ‖g_l‖
 
-    Imitates `jax.value_and_grad`, and costs about as much: the class gradients `g_l`
-    are never made, only measured. What comes out is shaped like the parameters, so any
+    Imitates `jax.value_and_grad`, and costs about as much under `jax.jit` (without it
+    the loss is traced anew at each call): the class gradients `g_l` are never made,
+    only measured. What comes out is shaped like the parameters, so any
     optax optimizer follows it. It is what `per_class_value_and_grad`,
     `scale_by_class_norm` and `sum_over_classes` give together, with other weights what
     the other links give.
@@ -101,7 +103,7 @@ def pcn_value_and_grad(
       num_classes: `C`.
       weights: From `ClassStatistics` to the weights `[C]`; `None` for
         `pcn_jax.weights.inverse_norm()`. Not differentiated; may be any function. Or
-        weights with a state, such as `pcn_jax.weights.inverse_smoothed_norm(0.3)`.
+        `StatefulClassWeights`, such as `pcn_jax.weights.inverse_smoothed_norm(0.3)`.
       has_aux: Whether `loss_fn` returns `(losses, aux)`.
       with_gramian: Whether to compute the inner products of all class gradients, too.
       path: `"fused"`, `"frozen"` or `"masked"`; `None` for the fused one where it is
@@ -159,7 +161,8 @@ def pcn_value_and_grad(
       Computations <https://arxiv.org/abs/1510.01799>`_, 2015.
     """
     weighing = Weighing.of(num_classes, weights, with_gramian)
-    _check_path(path)
+    if path is not None:
+        check_choice("path", path, Path)
 
     def value_and_grad(
         params: chex.ArrayTree,
@@ -172,10 +175,10 @@ def pcn_value_and_grad(
         **kwargs: Any,
     ) -> tuple[PCNValue, chex.ArrayTree]:
         check_params(params)
-        groups = labels if rows is None else rows
-        groups = check_labels(groups, ndim=1, num_classes=num_classes)
+        name, groups = ("labels", labels) if rows is None else ("rows", rows)
+        groups = check_labels(groups, ndim=1, num_classes=num_classes, name=name)
         labels = groups if rows is None else labels
-        check_inputs(inputs, len(groups))
+        check_inputs(inputs, len(groups), name=name)
         weighing.check_reference(reference, params)
         weighing.check_state(state)
         groups = split_halves(groups) if weighing.by_halves else groups
@@ -210,7 +213,7 @@ def pcn_plan(
     Args:
       loss_fn: As there.
       num_classes: As there.
-      weights: As there; those with a state look at the halves of the classes.
+      weights: As there.
       has_aux: As there.
       with_gramian: As there.
       path: As there, but none is refused: the plan says why it is the masked one.
@@ -229,7 +232,8 @@ def pcn_plan(
       ['b']  examples
     """
     weighing = Weighing.of(num_classes, weights, with_gramian)
-    _check_path(path)
+    if path is not None:
+        check_choice("path", path, Path)
 
     def plan(
         params: chex.ArrayTree,
@@ -242,10 +246,12 @@ def pcn_plan(
         **kwargs: Any,
     ) -> Plan:
         check_params(params)
-        groups = labels if rows is None else rows
-        groups = jax.eval_shape(lambda groups: check_labels(groups, ndim=1), groups)
+        name, groups = ("labels", labels) if rows is None else ("rows", rows)
+        groups = groups if hasattr(groups, "dtype") else np.asarray(groups)
+        checked = functools.partial(check_labels, ndim=1, name=name)
+        groups = jax.eval_shape(checked, groups)
         labels = groups if rows is None else labels
-        check_inputs(inputs, len(groups))
+        check_inputs(inputs, len(groups), name=name)
         weighing.check_reference(reference, params)
         del state  # what it is does not matter
         if path == "masked":
@@ -265,8 +271,8 @@ def pcn_plan(
             with_gramian=with_gramian,
         )
         names = [
-            jax.tree_util.keystr(path)
-            for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]
+            jax.tree_util.keystr(key) or "params"
+            for key, _ in jax.tree_util.tree_leaves_with_path(params)
         ]
         return Plan(
             "fused" if traced.statistics is None else "frozen",
@@ -278,14 +284,6 @@ def pcn_plan(
         )
 
     return plan
-
-
-def _check_path(path: str | None) -> None:
-    if path not in (None, *get_args(Path)):
-        raise ValueError(
-            f"path must be {', '.join(map(repr, get_args(Path)))} or None, got "
-            f"{path!r}."
-        )
 
 
 def _on_device(x: Any) -> Any:

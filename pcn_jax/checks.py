@@ -2,7 +2,7 @@
 
 import numbers
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 import chex
 import jax
@@ -13,11 +13,30 @@ import numpy as np
 def check_number(
     name: str, value: Any, is_allowed: Callable[[Any], bool], allowed: str
 ) -> None:
-    """Refuses a number out of its range; those of a schedule are arrays."""
-    if isinstance(value, jax.Array):
+    """Refuses a number out of its range, if it is known; in a schedule it is not."""
+    if isinstance(value, jax.core.Tracer):
         return
-    if not isinstance(value, numbers.Real) or not is_allowed(value):
+    number = value.item() if np.ndim(value) == 0 and hasattr(value, "item") else value
+    if not isinstance(number, numbers.Real) or not is_allowed(number):
         raise ValueError(f"{name} must be {allowed}, got {value!r}.")
+
+
+def check_numbers(
+    name: str, values: Any, is_allowed: Callable[[Any], bool], allowed: str
+) -> None:
+    """Refuses an array with a number out of its range, if they are known."""
+    if not isinstance(values, jax.core.Tracer):
+        for value in np.ravel(values).tolist():
+            check_number(name, value, is_allowed, allowed)
+
+
+def check_choice(name: str, value: Any, literal: Any) -> None:
+    """Refuses what is none of the words of a `Literal`."""
+    choices = get_args(literal)
+    if value not in choices:
+        raise ValueError(
+            f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}."
+        )
 
 
 def check_positive_integer(name: str, value: Any) -> None:
@@ -27,7 +46,7 @@ def check_positive_integer(name: str, value: Any) -> None:
 
 
 def check_labels(
-    labels: Any, ndim: int, *, num_classes: int | None = None
+    labels: Any, ndim: int, *, num_classes: int | None = None, name: str = "labels"
 ) -> jax.Array:
     """Labels as an array, refused unless they are integers `[B]`, or `[C, m]`.
 
@@ -35,6 +54,7 @@ def check_labels(
       labels: What was given.
       ndim: 1 or 2.
       num_classes: Number they have to be below, if their values are known.
+      name: What the argument is called.
     """
     shape = "[B]" if ndim == 1 else "[C, m]"
     if not hasattr(labels, "dtype"):
@@ -42,21 +62,25 @@ def check_labels(
     if labels.ndim != ndim or not jnp.issubdtype(labels.dtype, jnp.integer):
         hint = ""
         if labels.ndim == ndim and labels.dtype == jnp.bool_:
-            hint = " Use labels.astype(int)."
+            hint = f" Use {name}.astype(int)."
         elif labels.ndim == ndim + 1 and labels.shape[-1] == 1:
-            hint = " Use labels[..., 0]."
+            hint = f" Use {name}[..., 0]."
         elif labels.ndim == ndim + 1:
-            hint = " Of one-hot rows use labels.argmax(-1)."
+            hint = f" Of one-hot rows use {name}.argmax(-1)."
         raise ValueError(
-            f"labels must be integers of shape {shape}, got {describe(labels)}.{hint}"
+            f"{name} must be integers of shape {shape}, got {describe(labels)}.{hint}"
         )
     if num_classes is not None:
-        _check_below(labels, num_classes)
+        _check_below(labels, num_classes, name)
+    if labels.dtype == np.int64:  # what int32 cannot hold is padding, and no class
+        labels = labels.clip(np.iinfo(np.int32).min)
     return jnp.asarray(labels).astype(jnp.int32)
 
 
 def check_params(params: chex.ArrayTree) -> None:
-    """Refuses what cannot be differentiated by, as `jax.grad` does."""
+    """Refuses what cannot be differentiated by, as `jax.grad` does, and nothing."""
+    if not jax.tree.leaves(params):
+        raise ValueError(f"params must have arrays to train, got {params!r}.")
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         dtype = jax.typeof(leaf).dtype
         if not jnp.issubdtype(dtype, jnp.floating):
@@ -79,25 +103,52 @@ def describe(x: Any) -> str:
     return f"a {type(x).__name__}"
 
 
-def check_inputs(inputs: Any, number: int) -> None:
-    """Refuses an empty batch, and inputs that are not as many as the labels."""
+def check_inputs(
+    inputs: Any, number: int, *, every: bool = False, name: str = "labels"
+) -> None:
+    """Refuses an empty batch, and inputs that are not as many as the labels.
+
+    Args:
+      inputs: A pytree of arrays.
+      number: Of the labels.
+      every: Whether all arrays must have the examples on the first axis, as where they
+        are cut up, and not only one.
+      name: What the labels are called.
+    """
     if not number:
-        raise ValueError("There are no examples: labels are empty.")
+        raise ValueError(f"There are no examples: {name} are empty.")
     shapes = [jnp.shape(x) for x in jax.tree.leaves(inputs)]
-    if shapes and all(shape[:1] != (number,) for shape in shapes):
+    fits = [shape[:1] == (number,) for shape in shapes]
+    if shapes and not (all(fits) if every else any(fits)):
         raise ValueError(
-            f"inputs must have the {number} examples of the labels on their first "
+            f"inputs must have the {number} examples of the {name} on their first "
             f"axis, got {', '.join(map(str, shapes))}."
         )
 
 
-def _check_below(labels: Any, num_classes: int) -> None:
+def check_shapes(name: str, given: Any, expected: Any, what: str) -> None:
+    """Refuses a tree of arrays of other shapes.
+
+    Args:
+      name: What the argument is called.
+      given: The tree.
+      expected: The same tree, with shapes in the place of its arrays.
+      what: What it has to be.
+    """
+    shapes = jax.tree.map(jnp.shape, given)
+    if shapes != expected:
+        raise ValueError(
+            f"{name} must be {what}: expected shapes {expected}, got {shapes}."
+        )
+
+
+def _check_below(labels: Any, num_classes: int, name: str) -> None:
     # NumPy looks at them: under jit, JAX would trace even values that are known.
     if isinstance(labels, jax.core.Tracer) or not np.size(labels):
         return
     largest = np.asarray(labels).max()
     if largest >= num_classes:
         raise ValueError(
-            f"labels must be below num_classes={num_classes}, got a label {largest}. "
-            "Number the classes from 0; labels below zero mark padding."
+            f"{name} must be below num_classes={num_classes}, got a label {largest}. "
+            "Number the classes from 0; those below zero mark padding."
         )

@@ -8,6 +8,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from pcn_jax.checks import check_shapes
 from pcn_jax.precision import at_least_float32
 
 
@@ -71,6 +72,10 @@ def predicted_loss_changes(
     Returns:
       Changes `[C]`, in units of the loss; 0 for an absent class.
 
+    Raises:
+      ValueError: If `updates` are not shaped like the parameters, or there is not one
+        count a class.
+
     Example:
       >>> class_grads = jnp.array([[3.0, 0.0], [-1.0, 0.5]])
       >>> gradient_step = -0.1 * class_grads.sum(axis=0)
@@ -80,11 +85,14 @@ def predicted_loss_changes(
     References:
       Francazi et al., 2023, section 3.
     """
+    of_one = jax.tree.map(lambda x: jnp.shape(x)[1:], class_grads)
+    check_shapes("updates", updates, of_one, "shaped like the parameters")
     products = jax.tree.map(_row_products, class_grads, updates)
     changes = jax.tree.reduce(jnp.add, products)
     if class_counts is None:
         return changes
     counts = jnp.asarray(class_counts).astype(changes.dtype)
+    check_shapes("class_counts", counts, changes.shape, "one number a class")
     return changes * counts.sum() / jnp.where(counts == 0, 1, counts)
 
 

@@ -13,6 +13,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from pcn_jax.checks import check_shapes
 from pcn_jax.precision import at_least_float32
 
 
@@ -106,11 +107,16 @@ def class_alignment(
     Returns:
       Cosines `[C]`; 0 where either gradient is zero.
 
+    Raises:
+      ValueError: If the shapes are not the same.
+
     Example:
       >>> import jax.numpy as jnp
       >>> class_alignment(jnp.array([[1.0, 1.0]]), jnp.array([[5.0, 0.0]])).round(3)
       Array([0.707], dtype=float32)
     """
+    expected = jax.tree.map(jnp.shape, class_grads)
+    check_shapes("reference", reference, expected, "shaped like the class gradients")
     units, _ = unit_class_grads(class_grads)
     reference_units, _ = unit_class_grads(reference)
     products = [

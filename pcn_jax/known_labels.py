@@ -16,7 +16,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from pcn_jax.arguments import Fixed, of_arrays, take_out_arrays
-from pcn_jax.checks import check_positive_integer
+from pcn_jax.checks import check_inputs, check_positive_integer
 from pcn_jax.class_gradients import ClassValue, LossFn, per_group_value_and_grad
 from pcn_jax.class_sums import ClassSums, add, to_means, to_sums
 from pcn_jax.loops import Loop, resolve_loop
@@ -118,12 +118,7 @@ def known_labels_value_and_grad(
     def class_value_and_grad(
         params: chex.ArrayTree, inputs: Any, *args: Any, **kwargs: Any
     ) -> tuple[ClassValue, chex.ArrayTree]:
-        lengths = {len(x) for x in jax.tree.leaves(inputs)}
-        if lengths != {len(labels)}:
-            raise ValueError(
-                f"inputs must be {len(labels)} examples, as many as the labels that "
-                f"were given, got {sorted(lengths)}."
-            )
+        check_inputs(inputs, len(labels), every=True)
         fixed, arrays = take_out_arrays(args, kwargs)
         given = params, inputs, *arrays
         if at_once or loop == "python":

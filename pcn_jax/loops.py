@@ -1,4 +1,4 @@
-"""Which kind of loop is fast: XLA compiles convolutions inside loops badly on CPU.
+"""Which kind of loop over steps or micro-batches is fast.
 
 On GPU and TPU a `lax.scan` keeps the device busy without a round trip to Python. On
 CPU the same convolution runs 10 to 150 times slower inside a `while` loop than outside
@@ -8,6 +8,8 @@ of one, so there a Python loop of jitted calls is the fast one.
 from typing import Literal
 
 import jax
+
+from pcn_jax.checks import check_choice
 
 Loop = Literal["python", "scan"]
 
@@ -27,6 +29,5 @@ def resolve_loop(loop: Loop | None) -> Loop:
     """
     if loop is None:
         return "python" if jax.default_backend() == "cpu" else "scan"
-    if loop not in ("python", "scan"):
-        raise ValueError(f"loop must be 'python', 'scan' or None, got {loop!r}.")
+    check_choice("loop", loop, Loop)
     return loop

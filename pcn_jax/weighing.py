@@ -6,7 +6,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from pcn_jax.checks import check_positive_integer
+from pcn_jax.checks import check_positive_integer, check_shapes
 from pcn_jax.counts import at_least_one, mean_loss
 from pcn_jax.halves import of_halves
 from pcn_jax.weights import (
@@ -98,13 +98,14 @@ class Weighing(NamedTuple):
         if weights is None:
             weights = inverse_norm()
         elif not isinstance(weights, StatefulClassWeights):
-            _check_weights(weights)
+            check_weights(weights)
         return cls(num_classes, weights, with_gramian)
 
     @property
     def by_halves(self) -> bool:
         """Whether the groups are the halves of the classes."""
-        return isinstance(self.weights, StatefulClassWeights)
+        weights = self.weights
+        return isinstance(weights, StatefulClassWeights) and weights.by_halves
 
     @property
     def num_groups(self) -> int:
@@ -118,14 +119,12 @@ class Weighing(NamedTuple):
         if reference is None:
             return
         if self.by_halves:
-            raise ValueError("reference is for weights without a state: remove it.")
-        expected = jax.tree.map(lambda x: (self.num_classes, *jnp.shape(x)), params)
-        got = jax.tree.map(jnp.shape, reference)
-        if got != expected:
             raise ValueError(
-                "reference must be class gradients, with leaves [C, *param.shape]: "
-                f"expected {expected}, got {got}."
+                "reference is not for weights that look at halves: remove it."
             )
+        expected = jax.tree.map(lambda x: (self.num_classes, *jnp.shape(x)), params)
+        what = "class gradients, with leaves [C, *param.shape]"
+        check_shapes("reference", reference, expected, what)
 
     def check_state(self, state: Any) -> None:
         """Refuses a state that is not built as the first one, or has no use."""
@@ -166,28 +165,29 @@ class Weighing(NamedTuple):
         Args:
           losses: Mean loss of each group, `[G]`.
           statistics: Of the groups, `[G]`.
-          halves: Inner products of the two halves of each class, `[C]`, or `None`.
+          halves: Inner products of the two halves of each class, `[C]`, or `None` if
+            the groups are the classes.
           aux: The auxiliary output.
           state: Of the weights, or `None`.
 
         Returns:
           What is said of the classes, and the weights of the groups, `[G]`.
         """
-        if not isinstance(self.weights, StatefulClassWeights):
-            weights = _checked(self.weights(statistics), statistics.norms)
-            return PCNValue(losses, statistics, weights, aux), weights
-        assert halves is not None
-        counts = statistics.counts.astype(losses.dtype)
-        total = (losses * counts).reshape(-1, 2).sum(axis=1)
-        losses = total / at_least_one(counts.reshape(-1, 2).sum(axis=1))
-        statistics = of_halves(statistics, halves)
-        weights, new_state = self.weights.update(statistics, state)
-        weights = _checked(weights, statistics.norms)
-        value = PCNValue(losses, statistics, weights, aux, new_state)
-        return value, jnp.repeat(weights, 2)
+        if halves is not None:
+            counts = statistics.counts.astype(losses.dtype)
+            total = (losses * counts).reshape(-1, 2).sum(axis=1)
+            losses = total / at_least_one(counts.reshape(-1, 2).sum(axis=1))
+            statistics = of_halves(statistics, halves)
+        if isinstance(self.weights, StatefulClassWeights):
+            weights, state = self.weights.update(statistics, state)
+        else:
+            weights = self.weights(statistics)
+        weights = checked(weights, statistics.norms)
+        value = PCNValue(losses, statistics, weights, aux, state)
+        return value, weights if halves is None else jnp.repeat(weights, 2)
 
 
-def _check_weights(weights: Any) -> None:
+def check_weights(weights: Any) -> None:
     """Refuses what is no function, or one that makes weights."""
     if not callable(weights):
         raise ValueError(
@@ -198,11 +198,11 @@ def _check_weights(weights: Any) -> None:
     if weights in RULES:
         name = weights.__name__
         raise ValueError(
-            f"{name} makes weights and is none: pass weights={name}(...), called."
+            f"{name} is a function that makes weights: call it, weights={name}(...)."
         )
 
 
-def _checked(weights: Any, norms: jax.Array) -> jax.Array:
+def checked(weights: Any, norms: jax.Array) -> jax.Array:
     """Refuses another shape; nothing is done to a gradient that is exactly zero."""
     weights = jnp.asarray(weights)
     if weights.shape != norms.shape:

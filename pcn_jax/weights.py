@@ -16,13 +16,12 @@ Example:
 """
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from pcn_jax.checks import check_number
+from pcn_jax.checks import check_choice, check_number, check_numbers
 
 Average = Literal["norm", "alignment"]
 """What `inverse_smoothed_norm` averages over steps."""
@@ -86,15 +85,25 @@ ClassWeights = Callable[[ClassStatistics], jax.Array]
 class StatefulClassWeights(NamedTuple):
     """Class weights that remember something from step to step, as optax does.
 
-    They see `ClassStatistics` with `squared_mean_norms`.
-
     Attributes:
       init: From the number of classes to the first state.
       update: From the statistics and a state to the weights `[C]` and the next state.
+      by_halves: Whether they need `squared_mean_norms`, which come from the halves of
+        each class: twice as many rows are measured.
+
+    Example:
+      >>> def update(statistics, mean):  # divides by an average of the norms
+      ...     mean = 0.75 * mean + 0.25 * statistics.norms
+      ...     return 1 / mean, mean
+      >>> weights = StatefulClassWeights(init=jnp.ones, update=update)
+      >>> statistics = ClassStatistics(jnp.array([1.0, 3.0]), jnp.array([5, 5]))
+      >>> weights.update(statistics, weights.init(2))[1].tolist()
+      [1.0, 1.5]
     """
 
     init: Callable[[int], Any]
     update: Callable[[ClassStatistics, Any], tuple[jax.Array, Any]]
+    by_halves: bool = False
 
 
 def inverse_norm() -> ClassWeights:
@@ -136,9 +145,7 @@ def inverse_clipped_norm(max_norm: jax.typing.ArrayLike) -> ClassWeights:
       >>> weights(ClassStatistics(jnp.array([3.0, 0.125]), jnp.array([3, 1]))).round(3)
       Array([0.333, 4.   ], dtype=float32)
     """
-    known = not isinstance(max_norm, jax.Array)
-    for number in np.ravel(max_norm).tolist() if known else []:
-        check_number("max_norm", number, lambda x: x >= 0, "0 or more")
+    check_numbers("max_norm", max_norm, lambda x: x >= 0, "0 or more")
 
     def weights(statistics: ClassStatistics) -> jax.Array:
         norms = statistics.mean_norms
@@ -203,7 +210,7 @@ def inverse_alignment(*, min_alignment: float = 0.1) -> ClassWeights:
         if alignment is None:
             raise ValueError(
                 "inverse_alignment needs the class gradients of all the training data: "
-                "pass reference=... to the function that pcn_value_and_grad returned."
+                "pass reference=... where the class gradients are balanced."
             )
         bounded = alignment / jnp.maximum(jnp.abs(alignment), min_alignment) ** 2
         return bounded * _inverse(statistics.norms)
@@ -309,10 +316,7 @@ def inverse_smoothed_norm(
     check_number("min_norm", min_norm, lambda x: x > 0, "positive")
     check_number("decay", decay, lambda x: 0 <= x < 1, "in [0, 1)")
     check_number("min_alignment", min_alignment, lambda x: 0 <= x <= 1, "in [0, 1]")
-    if average not in get_args(Average):
-        raise ValueError(
-            f"average must be one of {', '.join(get_args(Average))}, got {average!r}."
-        )
+    check_choice("average", average, Average)
 
     def init(num_classes: int) -> SmoothedNormState:
         # Three arrays: the same one twice could not be donated.
@@ -353,7 +357,7 @@ def inverse_smoothed_norm(
         )
         return jnp.where(statistics.counts > 0, weights, 0), kept
 
-    return StatefulClassWeights(init, update)
+    return StatefulClassWeights(init, update, by_halves=True)
 
 
 RULES = (

@@ -54,6 +54,10 @@ LINKS = {
         ],
         weights.inverse_alignment(min_alignment=0.2),
     ),
+    "any weights": (
+        [pcn_jax.scale_by_class_weights(weights.inverse_alignment())],
+        weights.inverse_alignment(),
+    ),
 }
 
 
@@ -233,6 +237,8 @@ class TestEquality:
             return statistics.cosines.sum(axis=1)
 
         value, direction = fused(case, weights=towards_all, with_gramian=True)
+        link = pcn_jax.scale_by_class_weights(towards_all, with_gramian=True)
+        assert_close(explicit(case, [link])[2], direction, atol=1e-5)
         expected = jax.tree.map(
             lambda g: jnp.tensordot(pcn_jax.class_cosines(grads).sum(axis=1), g, 1),
             grads,
@@ -367,7 +373,7 @@ class TestBatches:
             assert np.isfinite(value.norms).all()
             assert jnp.linalg.norm(direction) < 1.1
         plan_of = pcn_jax.pcn_plan(squared_error, **given)
-        assert plan_of(w, inputs, labels).ways == (("", "pairs"),)
+        assert plan_of(w, inputs, labels).ways == (("params", "pairs"),)
 
     @pytest.mark.parametrize("path", ["fused", "masked"])
     def test_an_infinite_weight_of_an_absent_class_does_no_harm(
@@ -389,6 +395,16 @@ class TestBatches:
         soft = case._replace(loss=loss)
         found = fused(soft, targets, rows=jnp.asarray(LABELS), path=path)
         assert_close(found, fused(case, path=path), atol=1e-6)
+
+    @pytest.mark.parametrize("padding", [-(2**32), np.iinfo(np.int64).min])
+    def test_padding_far_below_zero_is_no_class(self, padding: int) -> None:
+        with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
+            case = Case(CASES["mlp"].loss, *in_float64(tuple(CASES["mlp"][1:])))
+            labels = np.where(np.arange(len(LABELS)) < 2, -1, LABELS).astype(np.int64)
+            expected = fused(case, labels)
+            found = fused(case, np.where(labels < 0, padding, labels))
+            assert_close(found[1], expected[1], atol=0)
+            assert found[0].counts.tolist() == expected[0].counts.tolist()
 
     def test_labels_out_of_range(self) -> None:
         case, labels = CASES["mlp"], np.array([0, 3, 0, 0, 1, 0, 2], np.int32)
@@ -516,6 +532,7 @@ class TestInteractions:
         with pytest.warns(UserWarning, match="all class gradients") as warned:
             _, direction = function(case.params, case.inputs, LABELS)
         assert warned[0].filename == __file__
+        assert "fused_losses.py:" in str(warned[0].message)  # and where they do
         _, _, expected = explicit(case, LINKS["norm"][0])
         assert_close(direction, expected, atol=1e-6)
         with warnings.catch_warnings():
@@ -564,7 +581,7 @@ class TestInteractions:
             return found * y.astype(table.dtype)
 
         both = jnp.array([0, 1])
-        with pytest.raises(ValueError, match="together they are an index"):
+        with pytest.raises(ValueError, match="several of them make one index"):
             pcn_value_and_grad(loss, 2, path="fused")(jnp.eye(2), both, both)
 
     def test_padding_that_is_learned(self) -> None:
@@ -599,7 +616,7 @@ class TestErrors:
             pcn_value_and_grad(mlp, number)
 
     def test_path(self) -> None:
-        with pytest.raises(ValueError, match="'frozen', 'masked' or None, got 'fast'"):
+        with pytest.raises(ValueError, match="'frozen', 'masked', got 'fast'"):
             pcn_value_and_grad(mlp, 2, path="fast")  # type: ignore[arg-type]
 
     def test_losses_that_were_averaged(self) -> None:
@@ -636,6 +653,16 @@ class TestErrors:
             with pytest.raises(TypeError, match=rf"at params\['more'\].*{message}"):
                 fused(CASES["mlp"]._replace(params=params), path=path)
 
+    def test_no_parameters(self) -> None:
+        with pytest.raises(ValueError, match=r"arrays to train, got \{\}"):
+            pcn_value_and_grad(mlp, 2)({}, CASES["mlp"].inputs, LABELS)
+
+    def test_rows_are_called_rows(self) -> None:
+        with pytest.raises(ValueError, match="rows must be integers"):
+            fused(CASES["mlp"], rows=LABELS[:, None])
+        with pytest.raises(ValueError, match="the 5 examples of the rows"):
+            fused(CASES["mlp"], rows=LABELS[:5])
+
     @pytest.mark.parametrize("path", ["fused", "masked"])
     def test_aux_that_is_not_there(self, path: str) -> None:
         with pytest.raises(ValueError, match=r"must return \(losses, aux\), got"):
@@ -646,8 +673,8 @@ class TestErrors:
         [
             (np.ones(3), "lambda statistics: fixed"),
             ("inverse_norm", "got str"),
-            (weights.inverse_norm, r"pass weights=inverse_norm\(\.\.\.\)"),
-            (weights.inverse_smoothed_norm, "inverse_smoothed_norm makes weights"),
+            (weights.inverse_norm, r"call it, weights=inverse_norm\(\.\.\.\)"),
+            (weights.inverse_smoothed_norm, "smoothed_norm is a function that makes"),
         ],
     )
     def test_what_is_no_rule(self, rule: Any, message: str) -> None:
@@ -673,6 +700,7 @@ class TestErrors:
         [
             functools.partial(weights.inverse_clipped_norm, -1.0),
             functools.partial(weights.inverse_clipped_norm, np.array([0.5, -1.0])),
+            functools.partial(weights.inverse_clipped_norm, jnp.array(-1.0)),
             functools.partial(weights.inverse_alignment, min_alignment=0.0),
         ],
     )
@@ -773,3 +801,30 @@ def test_a_parameter_behind_no_derivative_does_not_move() -> None:
     )
     chex.assert_trees_all_close(fused_direction, expected, rtol=1e-4, atol=1e-6)
     assert not fused_direction["gate"].any()
+
+
+@pytest.mark.parametrize("path", ["fused", "masked"])
+def test_weights_with_a_state_of_their_own(path: Any) -> None:
+    """By an average of the norms, without halves, and so with a reference, too."""
+
+    def update(
+        statistics: pcn_jax.ClassStatistics, mean: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        mean = 0.5 * mean + 0.5 * statistics.norms
+        return 1 / mean, mean
+
+    rule = weights.StatefulClassWeights(init=jnp.ones, update=update)
+    case = CASES["mlp"]
+    _, grads, _ = explicit(case, [])
+    norms = pcn_jax.class_norms(grads)
+    function = jax.jit(pcn_value_and_grad(mlp, NUM_CLASSES, weights=rule, path=path))
+    state, mean = rule.init(NUM_CLASSES), np.ones(NUM_CLASSES)
+    for _ in range(2):
+        value, direction = function(
+            case.params, case.inputs, LABELS, state=state, reference=grads
+        )
+        state, mean = value.state, 0.5 * mean + 0.5 * norms
+        scaled = jax.tree.map(lambda g, m=mean: jnp.tensordot(1 / m, g, 1), grads)
+        assert_close(direction, scaled, atol=1e-5)
+    np.testing.assert_allclose(value.statistics.alignment, 1, atol=1e-5)
+    assert value.norms.shape == (NUM_CLASSES,)

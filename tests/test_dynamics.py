@@ -117,6 +117,13 @@ class TestPredictedLossChanges:
         changes = pcn_jax.predicted_loss_changes(grads, jnp.ones(2), counts)
         assert changes.tolist() == [3.0, 0.0]
 
+    def test_are_refused_of_other_shapes(self) -> None:
+        grads = {"w": jnp.ones((2, 3))}
+        with pytest.raises(ValueError, match="updates must be shaped like the param"):
+            pcn_jax.predicted_loss_changes(grads, grads)
+        with pytest.raises(ValueError, match="class_counts must be one number a cl"):
+            pcn_jax.predicted_loss_changes(grads, {"w": jnp.ones(3)}, jnp.ones(1))
+
     def test_are_summed_over_leaves_in_float32(self) -> None:
         tree = {"a": jnp.ones((2, 500), jnp.bfloat16), "b": jnp.ones(2, jnp.bfloat16)}
         updates = {"a": jnp.ones(500, jnp.bfloat16), "b": jnp.ones((), jnp.bfloat16)}

@@ -156,6 +156,11 @@ class TestAlignment:
         alignment = alignment_of(tree_of(noisy), tree_of(true))
         np.testing.assert_allclose(alignment, np.diag(both[:3, 3:]), atol=1e-6)
 
+    def test_is_refused_of_other_shapes(self) -> None:
+        for other in {"w": jnp.ones((1, 3))}, {"v": jnp.ones((2, 3))}:
+            with pytest.raises(ValueError, match="reference must be shaped like"):
+                class_alignment({"w": jnp.ones((2, 3))}, other)
+
     @many_examples
     @given(rows)
     def test_with_itself_is_one_and_with_its_reverse_minus_one(

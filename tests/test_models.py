@@ -478,18 +478,21 @@ def test_configuration_builds_its_network(
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"name": "lenet"}, "one of mlp, cnn, vgg16, resnet18, resnet32; got 'lenet'"),
+        ({"name": "lenet"}, "'resnet18', 'resnet32', got 'lenet'"),
         ({"features": (32, 0)}, "positive widths, got (32, 0)"),
-        ({"activation": "gelu"}, "activation must be one of relu, tanh; got 'gelu'"),
+        (
+            {"activation": "gelu"},
+            "activation must be one of 'relu', 'tanh', got 'gelu'",
+        ),
         (
             {"last_activation": "x"},
-            "last_activation must be one of relu, tanh; got 'x'",
+            "last_activation must be one of 'relu', 'tanh', got 'x'",
         ),
         ({"name": "vgg16", "group_size": 3}, "[1, 2, 4, 8, 16, 32, 64], got 3"),
         ({"name": "vgg16", "dropout_rate": 1.0}, "at least 0 and below 1, got 1.0"),
         ({"name": "resnet18", "group_size": 0}, "must divide 64"),
-        ({"name": "resnet18", "stem": "big"}, "one of cifar, imagenet; got 'big'"),
-        ({"name": "resnet32", "norm": "layer"}, "one of batch, group; got 'layer'"),
+        ({"name": "resnet18", "stem": "big"}, "one of 'cifar', 'imagenet', got 'big'"),
+        ({"name": "resnet32", "norm": "layer"}, "one of 'batch', 'group', got 'layer'"),
         (
             {"name": "resnet32", "norm": "group", "group_size": 32},
             "choose one of [1, 2, 4, 8, 16], got 32",

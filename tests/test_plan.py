@@ -29,6 +29,14 @@ def test_names_each_use_of_a_parameter() -> None:
     assert "['table']" in str(chosen)
 
 
+def test_takes_labels_as_a_list_and_a_parameter_by_itself() -> None:
+    def loss(w: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
+        return (x @ w - y) ** 2
+
+    plan = pcn_jax.pcn_plan(loss, 2)(jnp.ones(3), jnp.ones((4, 3)), [0, 1, 1, 0])
+    assert [name for name, _ in plan.ways] == ["params"]
+
+
 @pytest.mark.parametrize(
     ("name", "ways"),
     [

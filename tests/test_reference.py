@@ -208,6 +208,24 @@ class TestClassGradients:
         in_parts = pcn_jax.accumulate(per_class, microbatch_size, loop=loop)
         assert_agrees(in_parts(PARAMS, *PADDED), PADDED)
 
+    def test_accumulate_refuses_inputs_without_labels(self) -> None:
+        in_parts = pcn_jax.accumulate(per_class, 6)
+        for inputs, labels in (INPUTS[:4], LABELS[:5]), (INPUTS[:9], LABELS[:5]):
+            with pytest.raises(ValueError, match=f"5 examples .*{len(inputs)}"):
+                in_parts(PARAMS, inputs, labels)
+
+    def test_combine_refuses_aux_of_other_shapes(self) -> None:
+        def with_losses(*given: Any) -> Any:
+            losses = loss_fn(*given)
+            return losses, losses
+
+        class_gradients = pcn_jax.per_class_value_and_grad(
+            with_losses, NUM_CLASSES, has_aux=True
+        )
+        parts = (class_gradients(PARAMS, INPUTS[:n], LABELS[:n]) for n in (4, 3))
+        with pytest.raises(ValueError, match="aux of each batch must be as"):
+            pcn_jax.combine(parts)
+
     def test_combine(self) -> None:
         """Batches of unequal size, each with another mixture of classes."""
         parts = np.split(np.argsort(LABELS, kind="stable"), [11, 31])

@@ -336,7 +336,7 @@ def test_refuses_bad_calls() -> None:
         weights.inverse_smoothed_norm(0.3, decay=1)
     with pytest.raises(ValueError, match=r"min_alignment must be in \[0, 1\], got 2"):
         weights.inverse_smoothed_norm(0.3, min_alignment=2)
-    with pytest.raises(ValueError, match="one of norm, alignment, got 'both'"):
+    with pytest.raises(ValueError, match="one of 'norm', 'alignment', got 'both'"):
         weights.inverse_smoothed_norm(0.3, average="both")  # type: ignore[arg-type]
     fused = pcn_jax.pcn_value_and_grad(loss_fn, NUM_CLASSES, weights=rule)
     with pytest.raises(ValueError, match=r"pass state=weights\.init"):
@@ -344,7 +344,7 @@ def test_refuses_bad_calls() -> None:
     state = rule.init(NUM_CLASSES)
     with pytest.raises(ValueError, match=r"leaves \[\(4,\), .*got .*\[\(3,\)"):
         fused(params, inputs, labels, state=rule.init(3))
-    with pytest.raises(ValueError, match="reference is for weights without"):
+    with pytest.raises(ValueError, match="reference is not for weights that look"):
         fused(params, inputs, labels, state=state, reference=params)
     plain = pcn_jax.pcn_value_and_grad(loss_fn, NUM_CLASSES)
     with pytest.raises(ValueError, match="these do not"):

@@ -257,7 +257,8 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            ({"steps": -1}, "steps must be 0 or more, got -1"),
+            ({"steps": -1}, "steps must be an integer of 0 or more, got -1"),
+            ({"steps": 2.5}, "steps must be an integer of 0 or more, got 2.5"),
             ({"batch_size": 0}, "batch_size must be 1 or more, got 0"),
             ({"reference_every": 0}, "reference_every must be 1 or more, got 0"),
             ({"measurements_per_decade": 0}, "measurements_per_decade must be 1 or"),

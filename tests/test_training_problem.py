@@ -92,7 +92,7 @@ class TestProblem:
 
     def test_unknown_loop(self) -> None:
         loop: Any = "while"
-        with pytest.raises(ValueError, match="'python', 'scan' or None, got 'while'"):
+        with pytest.raises(ValueError, match="one of 'python', 'scan', got 'while'"):
             Problem(blobs(), SMALL_MLP, loop=loop)
 
     def test_real_digits_are_learned(self) -> None:

@@ -380,7 +380,7 @@ class TestErrors:
         with pytest.raises(ValueError, match=r"whole training set.*pcn_jax.accumulate"):
             tx.update(grads, state, params)
         for other in ({"w": jnp.ones(3)}, {"w": jnp.ones((4, 3))}, {"v": grads["w"]}):
-            with pytest.raises(ValueError, match="a reference shaped like the updates"):
+            with pytest.raises(ValueError, match="reference must be shaped like"):
                 tx.update(grads, state, params, reference=other)
 
     @pytest.mark.parametrize("min_alignment", [0, -0.1, 1e-30, 1.01, np.nan, np.inf])

@@ -1,4 +1,4 @@
-"""How each primitive moves the axis that counts the examples of a batch.
+"""How each primitive moves the batch axis, which counts the examples.
 
 What is here says so of one primitive by its parameters; example_axis.py goes through a
 program with it, and into the programs that are in primitives.
@@ -14,11 +14,22 @@ import numpy as np
 from pcn_jax.fused.program import Equation, Program, Slot, evaluate, needed_for
 
 Axis = int | None
-"""Position of the axis that counts the examples; `None` for a value without one."""
+"""Position of the batch axis; `None` for a value without one."""
 
 
 class NotProvenError(Exception):
-    """It could not be shown that the examples of the batch do not interact."""
+    """It could not be shown that the examples of the batch do not interact.
+
+    Attributes:
+      source: The line of code where the proof ends, if that is known.
+    """
+
+    source: str = ""
+
+    def __str__(self) -> str:
+        """What ends the proof, and where."""
+        what = super().__str__()
+        return f"{what} (at {self.source})" if self.source else what
 
 
 class StatisticError(NotProvenError):
@@ -125,7 +136,7 @@ def _along(name: str) -> Rule:
     def rule(use: Use) -> Sequence[Axis]:
         along = use.params.get(name, len(use.shapes[0]) - 1)
         if use.axis in (along if isinstance(along, Sequence) else [along]):
-            raise mixes("something is computed along the axis that counts them")
+            raise mixes("something is computed along the batch axis")
         return [use.axis] * len(use.results)
 
     return rule
@@ -137,7 +148,7 @@ def _before_last(number: int) -> Rule:
     def rule(use: Use) -> Sequence[Axis]:
         operand = use.axes.index(use.axis)
         if use.axis >= len(use.shapes[operand]) - number:
-            raise mixes("something is computed along the axis that counts them")
+            raise mixes("something is computed along the batch axis")
         return [use.axis] * len(use.results)
 
     return rule
@@ -190,7 +201,7 @@ def _reshape(use: Use) -> Sequence[Axis]:
 def _squeeze(use: Use) -> Sequence[Axis]:
     gone = use.params["dimensions"]
     if use.axis in gone:
-        raise NotProvenError("a squeeze removes the axis that counts the examples")
+        raise NotProvenError("a squeeze removes the batch axis")
     return [use.axis - sum(dimension < use.axis for dimension in gone)]
 
 
@@ -201,7 +212,7 @@ def _stack(use: Use) -> Sequence[Axis]:
 def _unstack(use: Use) -> Sequence[Axis]:
     gone = use.params["axis"]
     if use.axis == gone:
-        raise mixes("they are taken apart")
+        raise mixes("the batch axis is unstacked")
     return [use.axis - (gone < use.axis)] * len(use.results)
 
 
@@ -226,19 +237,19 @@ def _slice(use: Use) -> Sequence[Axis]:
     strides = use.params.get("strides")
     whole = use.results[0][use.axis] == use.shapes[0][use.axis]
     if not whole or (strides is not None and strides[use.axis] != 1):
-        raise mixes("some of them are picked out")
+        raise mixes("some of them are sliced out")
     return [use.axis]
 
 
 def _dynamic_slice(use: Use) -> Sequence[Axis]:
     if any(axis is not None for axis in use.axes[1:]):
-        raise NotProvenError("a slice begins elsewhere in each example")
+        raise NotProvenError("where a slice starts depends on the example")
     return _slice(use)
 
 
 def _dynamic_update_slice(use: Use) -> Sequence[Axis]:
     if any(axis is not None for axis in use.axes[2:]):
-        raise NotProvenError("an update begins elsewhere in each example")
+        raise NotProvenError("where an update starts depends on the example")
     axis = common_axis(use.axes[:2])
     if use.shapes[1][axis] != use.shapes[0][axis]:
         raise mixes("some of them are overwritten")
@@ -253,7 +264,7 @@ def _gather(use: Use) -> Sequence[Axis]:
     if operand is None:
         axis = common_axis([indices])
         if axis == len(batch):  # where the numbers of one index lie
-            raise mixes("together they are an index")
+            raise mixes("several of them make one index")
         return [batch[axis]]
     if operand in numbers.operand_batching_dims:
         place = list(numbers.operand_batching_dims).index(operand)
@@ -269,7 +280,7 @@ def _gather(use: Use) -> Sequence[Axis]:
         if found is not None:
             return [batch[found]]
     if crossed or looked_up or sizes[operand] != use.shapes[0][operand]:
-        raise mixes("an index looks them up")
+        raise mixes("an index picks some of them")
     kept = [d for d in range(len(use.shapes[0])) if d not in gone]
     return [numbers.offset_dims[kept.index(operand)]]
 
@@ -300,7 +311,7 @@ def _scatter(use: Use) -> Sequence[Axis]:
     for together in pairs:
         if all(a in (None, b) for a, b in zip(use.axes, together, strict=True)):
             return [together[0]]
-    raise mixes("an index says where they go")
+    raise mixes("an index says where they are written")
 
 
 def _place(axes: Sequence[int], axis: int) -> Axis:

@@ -1,12 +1,12 @@
 """Follows the examples of a batch through a program, to prove that they never meet.
 
-Every value either has one axis that counts the examples, and then its slice for one
-example depends on no other, or it has none, and then it is the same for all of them. On
-that axis each example may have several places, one after the other, as where
-`[B, T, D]` became `[B * T, D]`; its slice is then all of them. A primitive that mixes
-slices, or that is not known here, ends the proof; but not where no parameter is behind
-them, as where inputs are mixed with each other. Statistics, such as the mean of a
-batch, may be let pass to be held fixed.
+Every value either has one axis that counts the examples, the batch axis, and then its
+slice for one example depends on no other, or it has none, and then it is the same for
+all of them. On that axis each example may have several places, one after the other, as
+where `[B, T, D]` became `[B * T, D]`; its slice is then all of them. A primitive that
+mixes slices, or that is not known here, ends the proof; but not where no parameter is
+behind them, as where inputs are mixed with each other. Statistics, such as the mean of
+a batch, may be let pass to be held fixed.
 """
 
 import itertools
@@ -59,7 +59,7 @@ def follow_examples(
     freeze: bool = False,
     size: int | None = None,
 ) -> Followed:
-    """Finds the axis that counts the examples, of every value of a program.
+    """Finds the batch axis of every value of a program.
 
     Args:
       program: A program without equations that its outputs do not need.
@@ -95,6 +95,7 @@ def follow_examples(
                 # Axes of NumPy, as of a permutation, are none for jax.vmap.
                 outputs = [x if x is None else int(x) for x in rule(use)]
             except NotProvenError as reason:
+                reason.source = reason.source or equation.source
                 if depends is not None and depends.isdisjoint(equation.outputs):
                     outputs = _as_they_lie(use)
                     lost = reason if name == "reshape" else lost
@@ -180,7 +181,7 @@ def _custom_derivative(use: Use) -> Sequence[Axis]:
     ]
     found = _follow_inner(derivative, [*with_gradient, *axes], use.size)
     if any(then not in (None, axes[k]) for k, then in zip(chosen, found, strict=True)):
-        raise mixes("a custom derivative moves the axis that counts them")
+        raise mixes("a custom derivative moves the batch axis")
     return outputs
 
 
@@ -193,7 +194,7 @@ def _linear_solve(use: Use) -> Sequence[Axis]:
         if body is not None:
             found = _follow_inner(flatten(body), [*axes, *of_rhs], use.size)
             if found != [use.axis] * len(found):
-                raise mixes("a linear solver moves the axis that counts them")
+                raise mixes("a linear solver moves the batch axis")
     return [use.axis] * len(of_rhs)
 
 
@@ -201,8 +202,10 @@ def _follow_inner(program: Program, axes: Sequence[Axis], size: int) -> list[Axi
     try:
         needed = needed_for(program, program.outputs)
         known = follow_examples(needed, axes, size=size).axes
-    except StatisticError as reason:  # of this part of the program alone
-        raise NotProvenError(str(reason)) from None
+    except StatisticError as reason:  # in a loop or a branch it cannot be held fixed
+        inside = NotProvenError(*reason.args)
+        inside.source = reason.source
+        raise inside from None
     return [known[slot] for slot in program.outputs]
 
 
@@ -224,7 +227,7 @@ def _follow_loop(
             before is not None and before != after
             for before, after in zip(inputs[carry], joined, strict=True)
         ):
-            raise mixes("a loop moves the axis that counts them")
+            raise mixes("a loop moves the batch axis")
         inputs[carry] = joined
 
 
@@ -235,7 +238,7 @@ class Scan(NamedTuple):
       body: What it does in each step.
       carry: Which inputs of the body it carries from step to step; what comes before
         is the same in all of them, and what comes after has a slice for each.
-      axes: The axis that counts the examples, of each input of the body.
+      axes: The batch axis, of each input of the body.
       results: The same of each result of the loop.
       size: How many examples there are.
     """
@@ -297,7 +300,7 @@ def _while(use: Use) -> Sequence[Axis]:
     condition = flatten(use.params["cond_jaxpr"])
     given = [*use.axes[:first], *inputs[carry]]
     if _follow_inner(condition, given, use.size) != [None]:
-        raise mixes("a loop ends when one of them says so")
+        raise mixes("the condition of a while loop depends on them")
     return outputs
 
 
@@ -307,7 +310,7 @@ def _cond(use: Use) -> Sequence[Axis]:
         for branch in use.params["branches"]
     ]
     if use.axes[0] is not None:
-        raise mixes("one of them chooses a branch")
+        raise mixes("the predicate of a cond depends on them")
     return [
         None if set(found) == {None} else common_axis(found)
         for found in zip(*branches, strict=True)

@@ -15,7 +15,7 @@ class Loop(NamedTuple):
     Attributes:
       equation: The loop as it is.
       scan: What it says.
-      axes: The axis that counts the examples, of every slot.
+      axes: The batch axis, of every slot.
       alone: Slots that depend on parameters alone.
       sliced: Slots that differ from step to step, but depend neither on what the loop
         carries nor on examples.

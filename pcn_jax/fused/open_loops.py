@@ -34,7 +34,7 @@ class Opened(NamedTuple):
 
     Attributes:
       program: The program. Its open loops take the results of `inside` for probes.
-      axes: The axis that counts the examples, of every slot, new ones included.
+      axes: The batch axis, of every slot, new ones included.
       depends: The slots that depend on parameters.
       loops: The outputs of each open loop.
       inside: What parameters do in them: an equation over all steps for each site.
@@ -55,7 +55,7 @@ def open_loops(program: Program, axes: dict[Slot, Axis], depends: set[Slot]) -> 
 
     Args:
       program: The program. Loops whose results have no `axes` are left alone.
-      axes: The axis that counts the examples.
+      axes: The batch axis.
       depends: The slots that depend on parameters.
 
     Returns:
@@ -346,6 +346,7 @@ def _of_one(
         inputs=(slot,),
         outputs=(output,),
         types=(like,),
+        source="",
         apply=lambda x: [function(x)],
     )
 

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.extend import core
+from jax.extend import core, source_info_util
 
 _CHECKPOINTS = ("checkpoint", "remat", "remat2")
 _CALLS = dict.fromkeys(
@@ -29,6 +29,7 @@ class Equation(NamedTuple):
       inputs: The same slots, each once: what `apply` is given.
       outputs: Slot of each result.
       types: Shapes and dtypes of `inputs`.
+      source: The line of code that it comes from, as JAX says it.
       apply: Computes the list of results from the values of `inputs`, whose axis of
         examples may be shorter or longer than it was when traced.
     """
@@ -40,6 +41,7 @@ class Equation(NamedTuple):
     inputs: tuple[Slot, ...]
     outputs: tuple[Slot, ...]
     types: tuple[Any, ...]
+    source: str
     apply: Callable[..., list[Any]]
 
 
@@ -211,6 +213,7 @@ def _equation(
         inputs=tuple(slots[variable] for variable in variables),
         outputs=tuple(outputs),
         types=tuple(variable.aval for variable in variables),
+        source=source_info_util.summarize(eqn.source_info),
         apply=apply,
     )
 

@@ -20,7 +20,7 @@ class Site(NamedTuple):
         `"lookup"` of rows of a table; `"elementwise"`; or `"other"`.
       params: Slots of the operands that depend on parameters alone.
       param_shape: Shape of the first of them.
-      axes: The axis that counts the examples, of each of `equation.inputs`.
+      axes: The batch axis, of each of `equation.inputs`.
       out_axes: The same, of each differentiable result.
       differentiable: Which results those are.
       size: `B`, the examples; or `B * k`, if each has `k` places on that axis.
@@ -91,7 +91,7 @@ def find_sites(
 
     Args:
       program: The program of the losses.
-      axes: The axis that counts the examples, of every slot.
+      axes: The batch axis, of every slot.
       depends: The slots that depend on parameters.
 
     Returns:

@@ -9,12 +9,6 @@ def check_num_classes(num_classes: int) -> None:
         raise ValueError(f"num_classes must be at least 2, got {num_classes}.")
 
 
-def check_choice(value: str, *, name: str, allowed: tuple[str, ...]) -> None:
-    """Raises ValueError, listing what is allowed, unless `value` is among it."""
-    if value not in allowed:
-        raise ValueError(f"{name} must be one of {', '.join(allowed)}; got {value!r}.")
-
-
 def check_group_size(group_size: int, *, channels: int) -> None:
     """Raises ValueError unless groups of `group_size` fill `channels` exactly.
 

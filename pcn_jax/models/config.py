@@ -2,14 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
 
-from pcn_jax.models.checks import check_choice
+from pcn_jax.checks import check_choice
 from pcn_jax.models.cnn import CNN
 from pcn_jax.models.mlp import MLP
 from pcn_jax.models.resnet18 import ResNet18, Stem
@@ -80,14 +80,11 @@ def build(
       >>> build(ModelConfig(name="mlp", features=(64, 64)), num_classes=10).features
       (64, 64)
     """
-    check_choice(config.name, name="name", allowed=get_args(Name))
+    check_choice("name", config.name, Name)
     match config.name:
         case "mlp":
-            allowed = get_args(Activation)
-            check_choice(config.activation, name="activation", allowed=allowed)
-            check_choice(
-                config.last_activation, name="last_activation", allowed=allowed
-            )
+            for name in ("activation", "last_activation"):
+                check_choice(name, getattr(config, name), Activation)
             return MLP(
                 num_classes,
                 config.features,

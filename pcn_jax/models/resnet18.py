@@ -1,15 +1,15 @@
 """The paper's ResNet-18, with GroupNorm."""
 
 import functools
-from typing import Literal, get_args
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
 
+from pcn_jax.checks import check_choice
 from pcn_jax.models.checks import (
-    check_choice,
     check_group_size,
     check_images,
     check_num_classes,
@@ -64,7 +64,7 @@ class ResNet18(nn.Module):
     def __post_init__(self) -> None:
         check_num_classes(self.num_classes)
         check_group_size(self.group_size, channels=64)
-        check_choice(self.stem, name="stem", allowed=get_args(Stem))
+        check_choice("stem", self.stem, Stem)
         super().__post_init__()
 
     @nn.compact

@@ -1,15 +1,15 @@
 """The ResNet-32 that the long-tail literature trains on CIFAR."""
 
 import functools
-from typing import Literal, get_args
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
 
+from pcn_jax.checks import check_choice
 from pcn_jax.models.checks import (
-    check_choice,
     check_group_size,
     check_images,
     check_num_classes,
@@ -62,7 +62,7 @@ class ResNet32(nn.Module):
 
     def __post_init__(self) -> None:
         check_num_classes(self.num_classes)
-        check_choice(self.norm, name="norm", allowed=get_args(Norm))
+        check_choice("norm", self.norm, Norm)
         if self.norm == "group":
             check_group_size(self.group_size, channels=16)
         super().__post_init__()

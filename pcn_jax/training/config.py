@@ -1,10 +1,11 @@
 """How runs train, as plain data: what algorithms that are compared have in common."""
 
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import optax
 
+from pcn_jax.checks import check_choice, check_positive_integer
 from pcn_jax.training.algorithms import ALGORITHMS, AlgorithmName, SamplerName
 from pcn_jax.weights import Average
 
@@ -31,7 +32,7 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         """Refuses values that no optimizer can take."""
         for name in ("name", "schedule"):
-            _check_choice(name, getattr(self, name), type(self).__annotations__[name])
+            check_choice(name, getattr(self, name), type(self).__annotations__[name])
         _check("momentum", self.momentum, 0 <= self.momentum < 1, "in [0, 1)")
         _check("weight_decay", self.weight_decay, self.weight_decay >= 0, "0 or more")
         if self.name != "sgd" and (self.momentum or self.nesterov):
@@ -141,11 +142,11 @@ class TrainConfig:
     def __post_init__(self) -> None:
         """Refuses values that no run can take."""
         if self.sampler is not None:
-            _check_choice("sampler", self.sampler, SamplerName)
-        _check("steps", self.steps, self.steps >= 0, "0 or more")
+            check_choice("sampler", self.sampler, SamplerName)
+        is_number = isinstance(self.steps, int) and self.steps >= 0
+        _check("steps", self.steps, is_number, "an integer of 0 or more")
         for name in ("batch_size", "reference_every", "measurements_per_decade"):
-            value = getattr(self, name)
-            _check(name, value, value >= 1, "1 or more")
+            check_positive_integer(name, getattr(self, name))
         # The links refuse the rest, but only when an algorithm uses them.
         _check("max_norm", self.max_norm, self.max_norm >= 0, "0 or more")
         norm = self.max_adjusted_norm
@@ -154,7 +155,7 @@ class TrainConfig:
         _check("decay", self.decay, 0 <= self.decay < 1, "in [0, 1)")
         least = self.min_split_alignment
         _check("min_split_alignment", least, 0 <= least <= 1, "in [0, 1]")
-        _check_choice("split_average", self.split_average, Average)
+        check_choice("split_average", self.split_average, Average)
         momentum = self.class_momentum
         _check("class_momentum", momentum, 0 <= momentum < 1, "in [0, 1)")
         in_range = 1e-6 <= self.min_alignment <= 1
@@ -194,11 +195,6 @@ _NEEDS_CLASS_GRADIENTS = (
     "published_alignment",
     "explicit_class_gradients",
 )
-
-
-def _check_choice(name: str, value: object, allowed: Any) -> None:
-    choices = get_args(allowed)
-    _check(name, value, value in choices, f"one of {', '.join(choices)}")
 
 
 def _check(name: str, value: object, ok: bool, allowed: str) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 import optax
 
 from pcn_jax.accumulation import accumulate
+from pcn_jax.checks import check_positive_integer
 from pcn_jax.class_gradients import ClassValue, ClassValueAndGrad
 from pcn_jax.data import Dataset
 from pcn_jax.dynamics import class_means, macro_recall
@@ -64,7 +65,11 @@ class Problem:
           model: With what.
           microbatch_size: Examples at a time in passes over all the data.
           loop: `"python"`, `"scan"`, or `None` to choose by backend.
+
+        Raises:
+          ValueError: If `microbatch_size` is not a positive integer.
         """
+        check_positive_integer("microbatch_size", microbatch_size)
         self.model = model
         self.num_classes = dataset.num_classes
         self.loop = resolve_loop(loop)

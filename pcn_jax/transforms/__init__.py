@@ -28,6 +28,7 @@ from pcn_jax.transforms.momentum import class_momentum
 from pcn_jax.transforms.norm import scale_by_class_norm
 from pcn_jax.transforms.smoothed import scale_by_smoothed_class_norm
 from pcn_jax.transforms.total import sum_over_classes
+from pcn_jax.transforms.weighted import scale_by_class_weights
 
 __all__ = [
     "class_momentum",
@@ -38,6 +39,7 @@ __all__ = [
     "scale_by_class_angle",
     "scale_by_class_frequency",
     "scale_by_class_norm",
+    "scale_by_class_weights",
     "scale_by_smoothed_class_norm",
     "sum_over_classes",
 ]

@@ -79,7 +79,6 @@ def scale_by_class_alignment(
                 "training set: update(class_grads, state, params, reference=...). "
                 "pcn_jax.accumulate computes them."
             )
-        _check_same_shapes(class_grads, reference)
         alignment = class_alignment(class_grads, reference)
         if published_code:
             _, norms = unit_class_grads(class_grads)
@@ -89,16 +88,6 @@ def scale_by_class_alignment(
         return scale_rows(class_grads, weights)
 
     return per_class("scale_by_class_alignment", scale)
-
-
-def _check_same_shapes(class_grads: optax.Updates, reference: optax.Updates) -> None:
-    expected = jax.tree.map(jnp.shape, class_grads)
-    got = jax.tree.map(jnp.shape, reference)
-    if got != expected:
-        raise ValueError(
-            "scale_by_class_alignment needs a reference shaped like the updates: the "
-            f"updates have {expected}, the reference {got}."
-        )
 
 
 def _product_of_others(x: jax.Array) -> jax.Array:

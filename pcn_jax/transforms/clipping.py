@@ -1,13 +1,10 @@
 """Per-class clipping: PCN that settles."""
 
-from typing import Any
-
 import jax
 import optax
 
-from pcn_jax.geometry import scale_rows, unit_class_grads
-from pcn_jax.transforms.per_class import check_counts, per_class
-from pcn_jax.weights import ClassStatistics, inverse_clipped_norm
+from pcn_jax.transforms.weighted import scale_by_class_weights
+from pcn_jax.weights import inverse_clipped_norm
 
 
 def clip_by_class_norm(
@@ -51,14 +48,6 @@ def clip_by_class_norm(
       >>> updates.tolist()
       [[1.0], [0.5]]
     """
-    name, weights = "clip_by_class_norm", inverse_clipped_norm(max_norm)
-
-    def clip(
-        class_grads: optax.Updates, *, class_counts: Any = None, **extra: Any
-    ) -> optax.Updates:
-        del extra
-        units, norms = unit_class_grads(class_grads)
-        counts = check_counts(name, class_counts, len(norms))
-        return scale_rows(units, norms * weights(ClassStatistics(norms, counts)))
-
-    return per_class(name, clip)
+    return scale_by_class_weights(
+        inverse_clipped_norm(max_norm), name="clip_by_class_norm"
+    )
