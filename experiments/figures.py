@@ -19,14 +19,14 @@ from pcn_jax.training import ALGORITHMS, AlgorithmName, Record
 
 Runs = Mapping[AlgorithmName, Sequence[Sequence[Record]]]
 
-# Okabe and Ito's palette, which colour-blind readers can tell apart, and grey, brown,
-# dark green, indigo and wine.
+# Okabe and Ito's palette, which colour-blind readers can tell apart, and grey, olive,
+# brown, dark green, indigo and wine.
 COLOURS: dict[AlgorithmName, str] = {
     "gd": "#999999",
     "pcngd": "#000000",
     "sgd": "#D55E00",
     "sgd+o": "#E69F00",
-    "sgd+rw": "#C2B000",
+    "sgd+rw": "#999933",
     "sgd+la": "#7F4A1E",
     "pcnsgd": "#0072B2",
     "pcnsgd+o": "#56B4E9",
@@ -36,13 +36,17 @@ COLOURS: dict[AlgorithmName, str] = {
     "pcnsgd+o+la": "#332288",
     "pcnsgd+split": "#882255",
 }
-LINES: dict[AlgorithmName, str] = {"pcnsgd+clip": "--", "pcnsgd+o+clip": "--"}
-"""Styles of lines that would hide those of the rules without clipping."""
+LINES: dict[AlgorithmName, str] = {
+    "sgd+rw": "--",
+    "pcnsgd+clip": "--",
+    "pcnsgd+o+clip": "-.",
+}
+"""Styles of lines that would hide others."""
 FAMILIES: dict[str, tuple[AlgorithmName, ...]] = {
     "full batch": ("gd", "pcngd"),
     "SGD": ("sgd", "sgd+o", "sgd+rw", "sgd+la"),
     "PCNSGD": ("pcnsgd", "pcnsgd+o", "pcnsgd+r"),
-    "PCNSGD with a floor": (
+    "PCNSGD, clipped or smoothed": (
         "pcnsgd+clip",
         "pcnsgd+o+clip",
         "pcnsgd+o+la",
@@ -103,7 +107,12 @@ def draw(runs: Runs, dataset: Dataset, folder: Path) -> list[Path]:
 
 
 def band(
-    axis: Axes, steps: np.ndarray, values: np.ndarray, algorithm: AlgorithmName
+    axis: Axes,
+    steps: np.ndarray,
+    values: np.ndarray,
+    algorithm: AlgorithmName,
+    *,
+    alpha: float = 0.15,
 ) -> None:
     """Draws the mean over seeds and the range of one algorithm.
 
@@ -112,9 +121,17 @@ def band(
       steps: `[T]`.
       values: `[S, T]`.
       algorithm: Gives the colour, the line and the label.
+      alpha: How dark the range is.
     """
-    label, line = ALGORITHMS[algorithm].label, LINES.get(algorithm, "-")
-    _band(axis, steps, values, color=COLOURS[algorithm], label=label, line=line)
+    _band(
+        axis,
+        steps,
+        values,
+        color=COLOURS[algorithm],
+        label=ALGORITHMS[algorithm].label,
+        line=LINES.get(algorithm, "-"),
+        alpha=alpha,
+    )
 
 
 def log_steps(axis: Axes, steps: np.ndarray) -> None:
@@ -208,13 +225,13 @@ def draw_families(panels: Sequence[Panel]) -> Figure:
         )
         for row, panel in zip(axes, panels, strict=True):
             for axis, names in zip(row, columns.values(), strict=True):
+                for name in names:
+                    band(axis, panel.steps, panel.values[name], name)
                 if "sgd" in shown and "sgd" not in names:
                     mean = panel.values["sgd"].mean(axis=0)
                     label = "SGD" if axis is row[0] else None
                     style = {"color": COLOURS["sgd"], "linewidth": 0.9, "label": label}
                     axis.plot(panel.steps, mean, ":", **style)
-                for name in names:
-                    band(axis, panel.steps, panel.values[name], name)
                 log_steps(axis, panel.steps)
                 if panel.limits:
                     end_at(axis, *panel.limits)

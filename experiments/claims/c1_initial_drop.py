@@ -115,13 +115,13 @@ def _of_pcngd(pcngd: Curves, gd: Curves, label: str) -> list[Effect]:
     less, fewer = difference(*depths), difference(*falls)
     return [
         Effect.of(
-            f"PCNGD: it rises by {rise}, not a tenth of what it does under {label}",
+            f"PCNGD: it rises by {rise}, less than a tenth of that under {label}",
             rise.is_below(_TENTH * depths[1].mean()),
         ),
         Effect.of(f"PCNGD's rise minus that of {label}: {less}", less.is_below(0)),
         Effect.of(
-            f"PCNGD: recall falls by {fall} at first, not a tenth of what it does "
-            f"under {label}",
+            f"PCNGD: recall falls by {fall} at first, less than a tenth of that under "
+            f"{label}",
             fall.is_below(_TENTH * falls[1].mean()),
             asserted=False,
         ),

@@ -74,7 +74,8 @@ def draw_panels(panels: Sequence[Panel], what: str = "") -> Figure:
             axis.axis("off")
         for axis, panel in zip(axes.flat, panels, strict=False):
             for algorithm, values in panel.values.items():
-                band(axis, panel.steps, values, algorithm)
+                alpha = min(0.15, 0.4 / len(panel.values))
+                band(axis, panel.steps, values, algorithm, alpha=alpha)
             log_steps(axis, panel.steps)
             axis.set_title(panel.title, loc="left", fontweight="bold")
             axis.set_xlabel("step")
