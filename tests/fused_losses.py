@@ -3,6 +3,7 @@
 Plain functions of arrays, without flax, so that what is tested is in sight.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -312,8 +313,71 @@ def joined(params: Any, x: jax.Array, y: jax.Array, more: Any) -> jax.Array:
     return cross_entropy(jnp.tanh(x @ both) @ other, y)
 
 
+def learned_token(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
+    """One for what is masked, and positions, both repeated for the examples."""
+    hidden = jnp.where(x[..., :1] > 0.3, params["token"], x)
+    hidden = hidden + jnp.broadcast_to(params["positions"], x.shape)
+    return cross_entropy(dense(jnp.tanh(hidden).mean(axis=1), params["head"]), y)
+
+
+def latents(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
+    """Queries that are learned, and go through a matrix before they meet examples."""
+    queries = jnp.tile(params["latents"][None], (len(x), 1, 1)) @ params["query"]
+    scores = jnp.einsum("bqd,btd->bqt", queries, x @ params["key"])
+    mixed = jnp.einsum("bqt,btd->bqd", jax.nn.softmax(scores), x).mean(axis=1)
+    return cross_entropy(dense(mixed, params["head"]), y)
+
+
+def summed_copies(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
+    """A parameter that is repeated for the examples, and added up again."""
+    repeated = jnp.broadcast_to(params["shift"], x.shape)
+    return mlp(params["mlp"], x + repeated.sum(axis=0, keepdims=True) / len(x), y)
+
+
+def hard_examples(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
+    """Examples meet in a threshold, through which no derivative goes."""
+    losses = mlp(params, x, y)
+    return jnp.where(losses >= jnp.quantile(losses, 0.4), losses, 0.0)
+
+
+def solved_with_one_matrix(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
+    """All examples are columns, or rows, beside one triangular matrix."""
+    matrix = jnp.tril(params["matrix"], -1) + 2 * jnp.eye(6, dtype=x.dtype)
+    solve = functools.partial(jax.lax.linalg.triangular_solve, matrix, lower=True)
+    columns = jax.vmap(lambda row: solve(row[:, None], left_side=True)[:, 0])(x)
+    return mlp(params["mlp"], columns + solve(x), y)
+
+
 CASES = {
     "mlp": Case(mlp, MLP, normal(3, SIZE, 6)),
+    "learned token": Case(
+        learned_token,
+        {
+            "token": normal(90, 6),
+            "positions": normal(91, 4, 6),
+            "head": layer(92, 6, NUM_CLASSES),
+        },
+        normal(93, SIZE, 4, 6),
+    ),
+    "latents": Case(
+        latents,
+        {
+            "latents": normal(94, 2, 6),
+            "query": normal(95, 6, 5),
+            "key": normal(96, 6, 5),
+            "head": layer(97, 6, NUM_CLASSES),
+        },
+        normal(98, SIZE, 4, 6),
+    ),
+    "summed copies": Case(
+        summed_copies, {"shift": normal(99, 6), "mlp": MLP}, normal(3, SIZE, 6)
+    ),
+    "hard examples": Case(hard_examples, MLP, normal(3, SIZE, 6)),
+    "solved with one matrix": Case(
+        solved_with_one_matrix,
+        {"matrix": normal(89, 6, 6), "mlp": MLP},
+        normal(3, SIZE, 6),
+    ),
     "conv": _cnn((3, 3, 2, 4)),
     "strided conv": _cnn((3, 2, 2, 4), window_strides=(2, 3), padding="VALID"),
     "dilated conv": _cnn((3, 3, 2, 4), rhs_dilation=(2, 1), padding=((1, 2), (0, 1))),

@@ -20,6 +20,7 @@ from fused_losses import (
     STATISTICS,
     Case,
     cross_entropy,
+    dense,
     in_float64,
     mixed_inputs,
     mlp,
@@ -548,6 +549,30 @@ class TestInteractions:
         case, loss = CASES["mlp"], mixed_inputs((STATISTICS | MIXTURES)[name])
         plan = pcn_jax.pcn_plan(loss, NUM_CLASSES)
         assert plan(case.params, case.inputs, LABELS).path == "fused"
+
+    def test_a_net_behind_batches_that_are_joined_is_refused(self) -> None:
+        """It would be one parameter that is as large as they are."""
+
+        def loss(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
+            both = jnp.tanh(dense(jnp.concatenate([x, -x]), params["one"]))
+            logits = dense(both, params["two"])
+            one, other = jnp.split(logits, 2)
+            return cross_entropy(one, y) + cross_entropy(other, y)
+
+        case = CASES["mlp"]
+        with pytest.raises(ValueError, match="'concatenate' runs along the batch axis"):
+            fused(case._replace(loss=loss))
+
+    def test_a_mean_of_inputs_may_be_as_long_as_the_batch(self) -> None:
+        def loss(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
+            return mlp(params, x - jnp.tanh(x.mean(axis=0) @ x)[None], y)
+
+        inputs = normal(0, 6, 6)
+        case = Case(loss, MLP, inputs)
+        labels = LABELS[:6]
+        _, direction = fused(case, labels)
+        expected = explicit(case, LINKS["norm"][0], labels)[2]
+        assert_close(direction, expected, atol=1e-5)
 
     def test_inputs_that_interact_in_every_way_one_after_the_other(self) -> None:
         def mixture(x: jax.Array) -> jax.Array:

@@ -136,7 +136,7 @@ def _along(name: str) -> Rule:
     def rule(use: Use) -> Sequence[Axis]:
         along = use.params.get(name, len(use.shapes[0]) - 1)
         if use.axis in (along if isinstance(along, Sequence) else [along]):
-            raise mixes("something is computed along the batch axis")
+            raise mixes(f"{use.equation.primitive!r} runs along the batch axis")
         return [use.axis] * len(use.results)
 
     return rule
@@ -148,10 +148,19 @@ def _before_last(number: int) -> Rule:
     def rule(use: Use) -> Sequence[Axis]:
         operand = use.axes.index(use.axis)
         if use.axis >= len(use.shapes[operand]) - number:
-            raise mixes("something is computed along the batch axis")
+            raise mixes(f"{use.equation.primitive!r} runs along the batch axis")
         return [use.axis] * len(use.results)
 
     return rule
+
+
+def _triangular_solve(use: Use) -> Sequence[Axis]:
+    """With one matrix for all, each column of the other side is solved by itself."""
+    of_matrix, axis = use.axes
+    last = len(use.shapes[1]) - 1
+    if of_matrix is None and axis == (last if use.params["left_side"] else last - 1):
+        return [axis]
+    return _before_last(2)(use)
 
 
 def _fft(use: Use) -> Sequence[Axis]:
@@ -422,10 +431,12 @@ ELEMENTWISE = frozenset(
 REARRANGING = ELEMENTWISE | {
     "broadcast_in_dim",
     "concatenate",
+    "gather",
     "pad",
     "reshape",
     "slice",
     "squeeze",
+    "tile",
     "transpose",
 }
 """Primitives whose result still has all examples in it, if an operand has."""
@@ -444,10 +455,10 @@ _RULES: dict[str, Rule] = {
             "lu",
             "qr",
             "svd",
-            "triangular_solve",
         ],
         _before_last(2),
     ),
+    "triangular_solve": _triangular_solve,
     "fft": _fft,
     "lu_pivots_to_permutation": _before_last(1),
     "sort": _along("dimension"),

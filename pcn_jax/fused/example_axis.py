@@ -27,6 +27,7 @@ from pcn_jax.fused.axis_rules import (
     mixes,
     rule_of,
 )
+from pcn_jax.fused.copies import GIVEN
 from pcn_jax.fused.program import (
     Equation,
     Program,
@@ -81,34 +82,43 @@ def follow_examples(
     known.update(zip(program.inputs, axes, strict=True))
     size = size or _size(program, known)
     statistics: list[Slot] = []
-    # Inputs of all examples that a reshape put on one axis. A net behind them would
-    # pass for a parameter, and be gone through once a class.
-    spread: dict[Slot, NotProvenError] = {}
+    # What is made of inputs of several examples and has no axis for them. A net behind
+    # inputs of all examples would pass for a parameter, and be gone through once a
+    # class: that is refused.
+    mixed: set[Slot] = set()
+    refused: dict[Slot, NotProvenError] = {}
     for equation in program.equations:
+        name = equation.primitive
         use = _use(equation, program, known, size, is_whole=depends is not None)
+        is_free = depends is not None and depends.isdisjoint(equation.outputs)
         outputs: Sequence[Axis] = [None] * len(equation.outputs)
-        lost = next((spread[x] for x in equation.inputs if x in spread), None)
+        reason = next((refused[x] for x in equation.inputs if x in refused), None)
         if any(axis is not None for axis in use.axes):
-            name = equation.primitive
             try:
                 rule = _WITH_PROGRAMS.get(name) or rule_of(name)
                 # Axes of NumPy, as of a permutation, are none for jax.vmap.
                 outputs = [x if x is None else int(x) for x in rule(use)]
-            except NotProvenError as reason:
-                reason.source = reason.source or equation.source
-                if depends is not None and depends.isdisjoint(equation.outputs):
-                    outputs = _as_they_lie(use)
-                    lost = reason if name == "reshape" else lost
-                elif freeze and isinstance(reason, StatisticError):
-                    statistics += equation.outputs
-                else:
+            except NotProvenError as error:
+                error.source = error.source or equation.source
+                if not is_free and not (freeze and isinstance(error, StatisticError)):
                     raise
+                if not is_free:
+                    statistics += equation.outputs
+                elif not isinstance(error, StatisticError):
+                    outputs = _as_they_lie(use)
+                    mixed.update(equation.outputs)
+                    reason = error if _has_all_numbers(use) else reason
+        elif name == GIVEN:
+            outputs = [equation.params["axis"]]
+        elif is_free and mixed.intersection(equation.inputs):
+            outputs = _as_long_as_the_batch(use)
+            mixed.update(equation.outputs)
         known.update(zip(equation.outputs, outputs, strict=True))
-        if lost is not None:
-            if depends is None or not depends.isdisjoint(equation.outputs):
-                raise lost
-            if equation.primitive in REARRANGING and list(outputs) == [None]:
-                spread[equation.outputs[0]] = lost
+        if reason is not None:
+            if not is_free:
+                raise reason
+            if name in REARRANGING and list(outputs) == [None]:
+                refused[equation.outputs[0]] = reason
     return Followed(known, statistics)
 
 
@@ -147,6 +157,23 @@ def _as_they_lie(use: Use) -> Sequence[Axis]:
         next((a for a, size in places if result[a : a + 1] == (size,)), None)
         for result in use.results
     ]
+
+
+def _has_all_numbers(use: Use) -> bool:
+    """Whether a primitive puts all of an operand with examples elsewhere."""
+    operand = next(k for k, axis in enumerate(use.axes) if axis is not None)
+    return math.prod(use.results[0]) >= math.prod(use.shapes[operand])
+
+
+def _as_long_as_the_batch(use: Use) -> Sequence[Axis]:
+    """Where examples without an axis are put together anew, one by one."""
+    name, (result, *_) = use.equation.primitive, use.results
+    if name == "concatenate":
+        axis = use.params["dimension"]
+        return [axis if result[axis] == use.size else None]
+    if name in ("slice", "gather") and use.size in result:
+        return [result.index(use.size)]
+    return [None] * len(use.results)
 
 
 def _custom_derivative(use: Use) -> Sequence[Axis]:

@@ -21,6 +21,7 @@ from jax import lax
 
 from pcn_jax.fused.all_steps import broadcasts_over, over_all_steps
 from pcn_jax.fused.axis_rules import Axis
+from pcn_jax.fused.copies import GIVEN
 from pcn_jax.fused.loop_bodies import Loop, look_into
 from pcn_jax.fused.program import Equation, Program, Slot, evaluate
 from pcn_jax.fused.sites import Site
@@ -162,7 +163,7 @@ class _Opening:
             return slot
         like = self.opened.program.types[slot]
         own = self._new(like, axis)
-        copy = _of_one("given to examples", slot, own, like, lambda x: x)
+        copy = _of_one(GIVEN, slot, own, like, lambda x: x)
         self.opened.program.equations.append(copy)
         self.opened.depends.add(own)
         return own

@@ -97,7 +97,7 @@ def flatten(closed: core.ClosedJaxpr, *, differentiable: bool = True) -> Program
         return slot
 
     def visit(
-        jaxpr: core.Jaxpr, consts: Iterable[Any], args: Iterable[Slot]
+        jaxpr: core.Jaxpr, consts: Iterable[Any], args: Iterable[Slot], source: str = ""
     ) -> list[Slot]:
         slots = dict(zip(jaxpr.invars, args, strict=True))
         for variable, value in zip(jaxpr.constvars, consts, strict=True):
@@ -113,10 +113,12 @@ def flatten(closed: core.ClosedJaxpr, *, differentiable: bool = True) -> Program
                 checkpoints.append(eqn.primitive.name)
             if eqn.primitive.name in calls:
                 inner, inner_consts = _opened(eqn.params[calls[eqn.primitive.name]])
-                outputs = visit(inner, inner_consts, map(read, eqn.invars))
+                caller = source or (_source(eqn) if _is_of_jax(inner) else "")
+                outputs = visit(inner, inner_consts, map(read, eqn.invars), caller)
             else:
                 outputs = [new_slot(variable) for variable in eqn.outvars]
-                equations.append(_equation(jaxpr, eqn, slots, outputs))
+                equation = _equation(jaxpr, eqn, slots, outputs, source or _source(eqn))
+                equations.append(equation)
             slots.update(zip(eqn.outvars, outputs, strict=True))
         return [read(atom) for atom in jaxpr.outvars]
 
@@ -139,9 +141,8 @@ def dependent_on(program: Program, slots: Iterable[Slot]) -> set[Slot]:
     """The slots whose derivative by some slots is not zero, and those themselves."""
     found = set(slots)
     for equation in program.equations:
-        stops = equation.primitive == "stop_gradient"
-        if found.intersection(equation.inputs) and not stops:
-            found.update(equation.outputs)
+        if found.intersection(equation.inputs) and _has_derivative(equation):
+            found.update(_with_gradient(program, equation.outputs))
     return found
 
 
@@ -149,10 +150,17 @@ def leading_to(program: Program, results: Iterable[Slot]) -> set[Slot]:
     """The slots by which the derivative of some results is not zero, and those."""
     found = set(results)
     for equation in reversed(program.equations):
-        stops = equation.primitive == "stop_gradient"
-        if found.intersection(equation.outputs) and not stops:
-            found.update(equation.inputs)
+        if found.intersection(equation.outputs) and _has_derivative(equation):
+            found.update(_with_gradient(program, equation.inputs))
     return found
+
+
+def _has_derivative(equation: Equation) -> bool:
+    return equation.primitive != "stop_gradient"
+
+
+def _with_gradient(program: Program, slots: Iterable[Slot]) -> list[Slot]:
+    return [slot for slot in slots if has_gradient(program.types[slot])]
 
 
 def evaluate(
@@ -188,6 +196,7 @@ def _equation(
     eqn: core.JaxprEqn,
     slots: dict[core.Var, Slot],
     outputs: list[Slot],
+    source: str,
 ) -> Equation:
     atoms = [None if isinstance(x, core.Literal) else x for x in eqn.invars]
     variables = [x for x in dict.fromkeys(atoms) if x is not None]
@@ -213,9 +222,21 @@ def _equation(
         inputs=tuple(slots[variable] for variable in variables),
         outputs=tuple(outputs),
         types=tuple(variable.aval for variable in variables),
-        source=source_info_util.summarize(eqn.source_info),
+        source=source,
         apply=apply,
     )
+
+
+def _source(eqn: core.JaxprEqn) -> str:
+    """The line of code, as `file.py:7:12 (function)`."""
+    line: str = source_info_util.summarize(eqn.source_info)
+    return line
+
+
+def _is_of_jax(jaxpr: core.Jaxpr) -> bool:
+    """Whether a function is of JAX: it may have been traced for another caller."""
+    where = getattr(jaxpr.debug_info, "func_src_info", None) or ""
+    return "/jax/_src/" in where.replace("\\", "/")
 
 
 def _opened(jaxpr: Any) -> tuple[core.Jaxpr, Iterable[Any]]:

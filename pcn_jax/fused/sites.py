@@ -5,6 +5,7 @@ import math
 from typing import Literal, NamedTuple
 
 from pcn_jax.fused.axis_rules import ELEMENTWISE, Axis, NotProvenError
+from pcn_jax.fused.copies import GIVEN
 from pcn_jax.fused.program import Equation, Program, Slot, has_gradient, is_complex
 
 Kind = Literal["dense", "product", "conv", "lookup", "elementwise", "other"]
@@ -159,7 +160,7 @@ def _kind(  # noqa: PLR0911
         return "other"
     if is_complex(program.types[equation.outputs[0]]):
         return "other"
-    if name in ELEMENTWISE:
+    if name in ELEMENTWISE or name == GIVEN:
         axis, shape = axes[equation.outputs[0]], program.shape(param)
         return "elementwise" if not shape or shape[axis or 0] == 1 else "other"
     if name == "conv_general_dilated":

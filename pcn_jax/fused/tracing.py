@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 
 from pcn_jax.counts import at_least_one
-from pcn_jax.fused.axis_rules import NotProvenError
-from pcn_jax.fused.example_axis import follow_examples
+from pcn_jax.fused.axis_rules import Axis, NotProvenError
+from pcn_jax.fused.copies import give_copies
+from pcn_jax.fused.example_axis import Followed, follow_examples
 from pcn_jax.fused.open_loops import open_loops
 from pcn_jax.fused.plan import measured_in_place
 from pcn_jax.fused.program import (
@@ -97,14 +98,7 @@ def trace(
         *[None] * (len(program.inputs) - number - len(counted)),
     ]
     slots = program.inputs[:number]
-    known, found = follow_examples(
-        _of_losses(program),
-        axes,
-        _with_derivative(_of_losses(program), slots),
-        freeze=freeze,
-    )
-    if known[program.outputs[0]] != 0:
-        raise NotProvenError("the losses do not depend on the examples")
+    program, (known, found) = _proven(program, axes, slots, freeze=freeze)
     statistics = None
     if found:
         statistics = needed_for(program, found)._replace(outputs=found)
@@ -132,6 +126,31 @@ def trace(
         jax.tree.structure(shapes[1]),
         statistics,
     )
+
+
+def _proven(
+    program: Program, axes: Sequence[Axis], slots: Sequence[Slot], *, freeze: bool
+) -> tuple[Program, Followed]:
+    """The program, with copies of parameters for the examples if that can be proven."""
+
+    def follow(program: Program) -> Followed:
+        of_losses = _of_losses(program)
+        depends = _with_derivative(of_losses, slots)
+        followed = follow_examples(of_losses, axes, depends, freeze=freeze)
+        if followed.axes[program.outputs[0]] != 0:
+            raise NotProvenError("the losses do not depend on the examples")
+        return followed
+
+    if not freeze:
+        size = program.shape(program.outputs[0])[0]
+        depends = _with_derivative(_of_losses(program), slots)
+        with_copies = give_copies(program, depends, size)
+        if with_copies is not program:
+            try:
+                return with_copies, follow(with_copies)
+            except NotProvenError:
+                pass  # another axis is as long as the batch, or copies are summed up
+    return program, follow(program)
 
 
 def _given(program: Program, slots: list[Slot]) -> Program:
@@ -248,17 +267,11 @@ def weighted_gradient(
 
 def params_of(traced: Traced) -> list[list[int]]:
     """Of each site, which parameters it uses, in the order of `jax.tree.leaves`."""
-    made_by = {
-        slot: equation
-        for equation in traced.program.equations
-        for slot in equation.outputs
-    }
-    place = {slot: k for k, slot in enumerate(traced.params)}
-
-    def behind(slot: Slot) -> set[int]:
-        if slot in place:
-            return {place[slot]}
-        inputs = made_by[slot].inputs if slot in made_by else ()
-        return set().union(*map(behind, inputs))
-
-    return [sorted(set().union(*map(behind, site.params))) for site in traced.sites]
+    behind = {slot: {k} for k, slot in enumerate(traced.params)}
+    for equation in traced.program.equations:
+        used = [behind[slot] for slot in equation.inputs if slot in behind]
+        behind |= dict.fromkeys(equation.outputs, set().union(*used))
+    return [
+        sorted(set().union(*(behind[slot] for slot in site.params)))
+        for site in traced.sites
+    ]
