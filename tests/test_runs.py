@@ -27,19 +27,20 @@ def test_a_run_is_read_as_it_was_written(tmp_path: Path) -> None:
 def test_lines_are_strict_json_and_there_before_the_end(tmp_path: Path) -> None:
     with write_run(tmp_path, {}) as write:
         write(RECORDS[1])
-        (unfinished,) = tmp_path.glob("metrics*")
+        (unfinished,) = tmp_path.rglob("metrics*")
         line = unfinished.read_text()
     assert json.loads(line, parse_constant=pytest.fail)["test"]["loss"] == [None, None]
 
 
-def test_a_broken_off_run_is_not_finished(tmp_path: Path) -> None:
-    def break_off() -> None:
-        with write_run(tmp_path, {"seed": 0}) as write:
-            write(RECORDS[0])
-            raise KeyboardInterrupt
+def break_off(folder: Path, description: dict[str, int]) -> None:
+    with write_run(folder, description) as write:
+        write(RECORDS[0])
+        raise KeyboardInterrupt
 
+
+def test_a_broken_off_run_is_not_finished(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
-        break_off()
+        break_off(tmp_path, {"seed": 0})
     assert finished_description(tmp_path) is None
     with pytest.raises(FileNotFoundError, match="no finished run"):
         read_run(tmp_path)
@@ -47,8 +48,10 @@ def test_a_broken_off_run_is_not_finished(tmp_path: Path) -> None:
 
 def test_the_description_and_versions_are_written_first(tmp_path: Path) -> None:
     description = {"data": DataConfig(), "out": Path("x"), "rate": 0.1}
-    with write_run(tmp_path, description):
-        run = json.loads((tmp_path / "run.json").read_text())
+    with write_run(tmp_path, description) as write:
+        (path,) = tmp_path.rglob("run.json")
+        run = json.loads(path.read_text())
+        write(RECORDS[0])
     assert run["description"]["data"]["name"] == "digits"
     assert run["description"]["out"] == "x"
     assert {"python", "jax", "optax", "flax", "pcn_jax", "device"} <= set(run["ran_on"])
@@ -62,6 +65,57 @@ def test_writing_again_replaces_a_finished_run(tmp_path: Path) -> None:
     assert finished_description(tmp_path) == {"seed": 1}
     assert len(read_run(tmp_path)) == 1
     assert len(list((tmp_path / "tensorboard").iterdir())) == 1
+
+
+def test_a_finished_run_stays_until_the_next_one_is_finished(tmp_path: Path) -> None:
+    with write_run(tmp_path, {"seed": 0}) as write:
+        write(RECORDS[0])
+    with pytest.raises(KeyboardInterrupt):
+        break_off(tmp_path, {"seed": 1})
+    assert finished_description(tmp_path) == {"seed": 0}
+    assert len(read_run(tmp_path)) == 1
+
+
+def test_two_processes_that_write_a_run_publish_whole_ones(tmp_path: Path) -> None:
+    with write_run(tmp_path, {"by": 1}) as first:
+        first(RECORDS[0])
+        other = write_run(tmp_path, {"by": 2})
+        second = other.__enter__()
+        second(RECORDS[0])
+        first(RECORDS[1])
+    assert finished_description(tmp_path) == {"by": 1}
+    assert len(read_run(tmp_path)) == 2
+    second(RECORDS[1])
+    other.__exit__(None, None, None)
+    assert finished_description(tmp_path) == {"by": 2}
+    assert len(read_run(tmp_path)) == 2
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_run_without_records_is_not_finished(tmp_path: Path) -> None:
+    with write_run(tmp_path, {}):
+        pass
+    assert finished_description(tmp_path) is None
+    with pytest.raises(ValueError, match=r"metrics\.jsonl holds no records"):
+        read_run(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("metrics.jsonl", '{"step": 0}\n{"st', r"metrics\.jsonl is broken in line 2"),
+        ("run.json", "{", r"run\.json does not say what the run was .*again"),
+        ("run.json", "{}", r"run\.json does not say what the run was .*description"),
+    ],
+)
+def test_a_broken_run_is_named(
+    name: str, text: str, message: str, tmp_path: Path
+) -> None:
+    with write_run(tmp_path, {}) as write:
+        write(RECORDS[0])
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=message):
+        finished_description(tmp_path)
 
 
 def test_tensorboard_events_hold_every_number(tmp_path: Path) -> None:

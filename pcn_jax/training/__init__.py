@@ -11,6 +11,7 @@ from pcn_jax.training.loop import make_train
 from pcn_jax.training.measure import Record, make_measure, measured_steps
 from pcn_jax.training.problem import Problem
 from pcn_jax.training.runs import (
+    RunWriter,
     environment,
     finished_description,
     plain,
@@ -26,6 +27,7 @@ __all__ = [
     "OptimizerConfig",
     "Problem",
     "Record",
+    "RunWriter",
     "SamplerName",
     "Steps",
     "TrainConfig",

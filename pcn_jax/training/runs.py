@@ -1,4 +1,4 @@
-"""A run on disk: what it was, written first, and its measurements, line by line."""
+"""A run on disk: what it was and its measurements, published when it is finished."""
 
 import contextlib
 import dataclasses
@@ -7,28 +7,52 @@ import json
 import math
 import platform
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from flax import serialization
 
 from pcn_jax.training.measure import Record
+from pcn_jax.training.step import TrainState
 
-_DESCRIPTION, _RECORDS, _UNFINISHED = "run.json", "metrics.jsonl", "metrics.jsonl.part"
+_DESCRIPTION, _RECORDS = "run.json", "metrics.jsonl"
+_PARAMS, _TENSORBOARD = "params.msgpack", "tensorboard"
+
+
+@dataclass(frozen=True)
+class RunWriter:
+    """Writes an unfinished run: called with a record, it appends that."""
+
+    _folder: Path
+    _append: Callable[[Record], None]
+
+    def __call__(self, record: Record) -> None:
+        """Appends a record to `metrics.jsonl`."""
+        self._append(record)
+
+    def save_params(self, state: TrainState) -> None:
+        """Writes `params` and `model_state` to `params.msgpack`, as flax reads them."""
+        saved = {"params": state.params, "model_state": state.model_state}
+        (self._folder / _PARAMS).write_bytes(serialization.to_bytes(saved))
 
 
 @contextlib.contextmanager
 def write_run(
     folder: Path, description: dict[str, Any], *, tensorboard: bool = False
-) -> Iterator[Callable[[Record], None]]:
-    """Opens a run for writing, and marks it as finished if nothing was raised.
+) -> Iterator[RunWriter]:
+    """Opens a run for writing, and publishes it if nothing was raised.
 
     Writes `run.json` (the description, and the versions and device it ran on) and
-    `metrics.jsonl` (a record a line; what is not finite is `null`). Until the end the
-    latter is called `metrics.jsonl.part`, so a run that broke off is never taken for a
-    finished one. A finished run of the same description is replaced.
+    `metrics.jsonl` (a record a line; what is not finite is `null`). Until the end they
+    are in a folder of their own in `folder`, `unfinished-...`, where a run that broke
+    off leaves them. So that is never taken for a finished one, several processes may
+    write the same run, and one that is there, of whatever description, is replaced by a
+    whole one only.
 
     Args:
       folder: Folder of the run; made where it is missing.
@@ -36,7 +60,7 @@ def write_run(
       tensorboard: Whether to write TensorBoard event files, too; needs no TensorFlow.
 
     Yields:
-      A function that appends one record.
+      A `RunWriter`: a function that appends one record.
 
     Example:
       >>> import tempfile
@@ -47,23 +71,32 @@ def write_run(
       [{'step': 0, 'loss': [0.5, nan]}]
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for name in (_RECORDS, _UNFINISHED):
-        (folder / name).unlink(missing_ok=True)
-    shutil.rmtree(folder / "tensorboard", ignore_errors=True)
+    partial = Path(tempfile.mkdtemp(prefix="unfinished-", dir=folder))
     run = {"description": plain(description), "ran_on": environment()}
-    (folder / _DESCRIPTION).write_text(json.dumps(run, indent=2) + "\n")
+    (partial / _DESCRIPTION).write_text(json.dumps(run, indent=2) + "\n")
     with contextlib.ExitStack() as stack:
-        lines = stack.enter_context(open(folder / _UNFINISHED, "w", encoding="utf-8"))
-        scalars = _tensorboard(folder / "tensorboard", stack) if tensorboard else None
+        lines = stack.enter_context(open(partial / _RECORDS, "w", encoding="utf-8"))
+        scalars = _tensorboard(partial / _TENSORBOARD, stack) if tensorboard else None
 
-        def write(record: Record) -> None:
+        def append(record: Record) -> None:
             lines.write(json.dumps(plain(record), allow_nan=False) + "\n")
             lines.flush()
             if scalars is not None:
                 scalars(record)
 
-        yield write
-    (folder / _UNFINISHED).replace(folder / _RECORDS)
+        yield RunWriter(partial, append)
+    _publish(partial, folder)
+
+
+def _publish(partial: Path, folder: Path) -> None:
+    """Replaces the run in a folder; a run without records is not finished."""
+    for name in (_RECORDS, _PARAMS):
+        (folder / name).unlink(missing_ok=True)
+    shutil.rmtree(folder / _TENSORBOARD, ignore_errors=True)
+    for name in (_DESCRIPTION, _PARAMS, _TENSORBOARD, _RECORDS):
+        if (partial / name).exists():
+            (partial / name).replace(folder / name)
+    partial.rmdir()
 
 
 def read_run(folder: Path) -> list[Record]:
@@ -77,18 +110,46 @@ def read_run(folder: Path) -> list[Record]:
 
     Raises:
       FileNotFoundError: If there is no finished run.
+      ValueError: If its records cannot be read, or there are none.
     """
-    if not (folder / _RECORDS).exists():
+    path = folder / _RECORDS
+    if not path.exists():
         raise FileNotFoundError(f"There is no finished run in {folder}.")
-    lines = (folder / _RECORDS).read_text(encoding="utf-8").splitlines()
-    return [_with_nan(json.loads(line)) for line in lines]
+    records = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            records.append(_with_nan(json.loads(line)))
+        except ValueError as error:
+            raise ValueError(
+                f"{path} is broken in line {number} ({error}): write the run again."
+            ) from error
+    if not records:
+        raise ValueError(f"{path} holds no records: write the run again.")
+    return records
 
 
 def finished_description(folder: Path) -> Any:
-    """The description of the finished run in a folder, or `None` if there is none."""
-    if not (folder / _RECORDS).exists():
+    """The description of the finished run in a folder, or `None` if there is none.
+
+    Args:
+      folder: Folder of the run.
+
+    Returns:
+      Plain data; `None` also where there are no records.
+
+    Raises:
+      ValueError: If the description or the records cannot be read.
+    """
+    records, path = folder / _RECORDS, folder / _DESCRIPTION
+    if not records.exists() or not records.stat().st_size:
         return None
-    return json.loads((folder / _DESCRIPTION).read_text())["description"]
+    read_run(folder)  # what cannot be read is not finished either
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))["description"]
+    except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} does not say what the run was ({error!r}): write the run again."
+        ) from error
 
 
 def plain(x: Any) -> Any:
