@@ -68,8 +68,8 @@ class Experiment:
                 raise ValueError(
                     f"{name} must be one or more, each once, got {values}."
                 )
-        if min(self.seeds) < 0:
-            raise ValueError(f"seeds must be 0 or more, got {self.seeds}.")
+        if not all(0 <= seed < 2**32 for seed in self.seeds):
+            raise ValueError(f"seeds must be from 0 to 2**32 - 1, got {self.seeds}.")
         if not 0 < self.target_recall <= 1:
             raise ValueError(
                 f"target_recall must be in (0, 1], got {self.target_recall}."

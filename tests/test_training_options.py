@@ -237,7 +237,8 @@ class TestRefusals:
             ({"momentum": 1.0}, r"momentum must be in \[0, 1\), got 1.0"),
             ({"momentum": -0.1}, r"momentum must be in \[0, 1\), got -0.1"),
             ({"momentum": float("nan")}, "momentum must be .*got nan"),
-            ({"weight_decay": -1.0}, "weight_decay must be 0 or more, got -1.0"),
+            ({"weight_decay": -1.0}, "weight_decay must be 0 or more .*got -1.0"),
+            ({"weight_decay": float("inf")}, "weight_decay must be .*finite, got inf"),
             ({"name": "adam", "momentum": 0.9}, "belong to sgd, not to adam"),
             ({"name": "adamw", "nesterov": True}, "belong to sgd, not to adamw"),
             ({"name": "rmsprop"}, "'sgd', 'adam', 'adamw', got 'rmsprop'"),
@@ -248,9 +249,9 @@ class TestRefusals:
         with pytest.raises(ValueError, match=message):
             OptimizerConfig(**options)
 
-    @pytest.mark.parametrize("learning_rate", [0.0, -0.1, float("nan")])
+    @pytest.mark.parametrize("learning_rate", [0.0, -0.1, float("nan"), float("inf")])
     def test_learning_rate(self, learning_rate: float) -> None:
-        message = f"learning_rate must be positive, got {learning_rate}"
+        message = f"learning_rate must be positive and finite, got {learning_rate}"
         with pytest.raises(ValueError, match=message):
             trainer("sgd", learning_rate=learning_rate)
 
@@ -265,7 +266,9 @@ class TestRefusals:
                 "reference_every must be a positive integer, got 0",
             ),
             ({"measurements_per_decade": 0}, "measurements_per_decade must be a pos"),
-            ({"max_norm": -1.0}, "max_norm must be 0 or more, got -1.0"),
+            ({"max_norm": -1.0}, "max_norm must be 0 or more and finite, got -1.0"),
+            ({"max_norm": float("inf")}, "max_norm must be .*finite, got inf"),
+            ({"min_norm": float("inf")}, "min_norm must be positive and finite"),
             ({"min_alignment": 0.0}, r"min_alignment must be in .* 1\], got 0.0"),
             ({"min_alignment": 1.5}, r"min_alignment must be in .* 1\], got 1.5"),
             (

@@ -1,5 +1,6 @@
 """How runs train, as plain data: what algorithms that are compared have in common."""
 
+import math
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
@@ -34,7 +35,8 @@ class OptimizerConfig:
         for name in ("name", "schedule"):
             check_choice(name, getattr(self, name), type(self).__annotations__[name])
         _check("momentum", self.momentum, 0 <= self.momentum < 1, "in [0, 1)")
-        _check("weight_decay", self.weight_decay, self.weight_decay >= 0, "0 or more")
+        decay = self.weight_decay
+        _check("weight_decay", decay, 0 <= decay < math.inf, "0 or more and finite")
         if self.name != "sgd" and (self.momentum or self.nesterov):
             raise ValueError(
                 f"momentum and nesterov belong to sgd, not to {self.name}: remove them."
@@ -55,14 +57,15 @@ class OptimizerConfig:
           A gradient transformation of ordinary gradients.
 
         Raises:
-          ValueError: If the learning rate is not positive.
+          ValueError: If the learning rate is not positive and finite.
 
         Example:
           >>> tx = OptimizerConfig().build(0.5, total_steps=10)
           >>> print(tx.update(2.0, tx.init(1.0))[0])
           -1.0
         """
-        _check("learning_rate", learning_rate, learning_rate > 0, "positive")
+        in_range = 0 < learning_rate < math.inf
+        _check("learning_rate", learning_rate, in_range, "positive and finite")
         rate: optax.ScalarOrSchedule = learning_rate
         if self.schedule == "cosine":
             rate = optax.cosine_decay_schedule(learning_rate, max(total_steps, 1))
@@ -148,10 +151,11 @@ class TrainConfig:
         for name in ("batch_size", "reference_every", "measurements_per_decade"):
             check_positive_integer(name, getattr(self, name))
         # The links refuse the rest, but only when an algorithm uses them.
-        _check("max_norm", self.max_norm, self.max_norm >= 0, "0 or more")
-        norm = self.max_adjusted_norm
-        _check("max_adjusted_norm", norm, norm > 0, "positive")
-        _check("min_norm", self.min_norm, self.min_norm > 0, "positive")
+        norm = self.max_norm
+        _check("max_norm", norm, 0 <= norm < math.inf, "0 or more and finite")
+        for name in ("max_adjusted_norm", "min_norm"):
+            norm = getattr(self, name)
+            _check(name, norm, 0 < norm < math.inf, "positive and finite")
         _check("decay", self.decay, 0 <= self.decay < 1, "in [0, 1)")
         least = self.min_split_alignment
         _check("min_split_alignment", least, 0 <= least <= 1, "in [0, 1]")

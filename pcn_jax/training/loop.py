@@ -1,5 +1,6 @@
 """The training loop: one for every algorithm, with the data resident on the device."""
 
+import math
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -40,10 +41,10 @@ def make_train(
       bit for bit on one machine.
 
     Raises:
-      ValueError: If there is no such algorithm, the batch size does not suit the
-        sampler and the class counts, or the sampler does not suit the algorithm; when
-        called, if a gradient of all the data is asked of a model whose examples
-        interact, or if the seed is negative.
+      ValueError: If there is no such algorithm, the learning rate is not positive and
+        finite, the batch size does not suit the sampler and the class counts, or the
+        sampler does not suit the algorithm; when called, if a gradient of all the data
+        is asked of a model whose examples interact, or if the seed is not one.
 
     Example:
       >>> from pcn_jax.data import SETUPS, load
@@ -60,8 +61,10 @@ def make_train(
         raise ValueError(
             f"There is no algorithm {algorithm!r}: choose from {', '.join(ALGORITHMS)}."
         )
-    if not learning_rate > 0:
-        raise ValueError(f"learning_rate must be positive, got {learning_rate!r}.")
+    if not 0 < learning_rate < math.inf:
+        raise ValueError(
+            f"learning_rate must be positive and finite, got {learning_rate!r}."
+        )
     label = ALGORITHMS[algorithm].label
     # Kept with the data that it belongs to, and let go with them.
     if (algorithm, config) not in problem.compiled:
