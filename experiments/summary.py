@@ -23,6 +23,7 @@ class RunSummary(NamedTuple):
       drop_steps: Its length, in steps.
       steps_to_target: Steps to the target recall of the minority on the test split.
       late_loss: Largest training loss of any class in the second half of the run.
+      diverged: Whether a training loss at the last step is not finite.
     """
 
     macro_recall: float
@@ -31,6 +32,7 @@ class RunSummary(NamedTuple):
     drop_steps: float
     steps_to_target: float
     late_loss: float
+    diverged: bool
 
 
 class Summary(NamedTuple):
@@ -38,6 +40,12 @@ class Summary(NamedTuple):
 
     learning_rate: float
     runs: list[RunSummary]
+
+    @property
+    def diverged(self) -> str:
+        """How many of its runs diverged, in words; empty if none did."""
+        number = sum(run.diverged for run in self.runs)
+        return f"{number} of {len(self.runs)} diverged" if number else ""
 
 
 def minority(class_counts: np.ndarray) -> np.ndarray:
@@ -84,6 +92,7 @@ def summarise_run(
         drop_steps=drop.steps,
         steps_to_target=steps_to_reach(steps, rare_recall, target_recall),
         late_loss=float(late.max()) if np.isfinite(late).all() else np.inf,
+        diverged=not np.isfinite(loss[-1]).all(),
     )
 
 
@@ -133,7 +142,7 @@ def table(summary: Mapping[AlgorithmName, Summary], target_recall: float) -> str
     }
     rows = [
         [
-            ALGORITHMS[algorithm].label,
+            ", ".join(filter(None, (ALGORITHMS[algorithm].label, line.diverged))),
             f"{line.learning_rate:g}",
             *(
                 show([getattr(run, attribute) for run in line.runs])

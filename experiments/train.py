@@ -129,6 +129,13 @@ def main(arguments: list[str] | None = None) -> None:
     printed = table(summary, experiment.target_recall)
     (experiment.folder / "table.md").write_text(printed + "\n")
     print(f"\n{printed}\n")
+    for algorithm, line in summary.items():
+        if line.diverged:
+            print(
+                f"warning: {ALGORITHMS[algorithm].label}: {line.diverged}, their last "
+                "training loss is not finite: choose a smaller --learning-rate.",
+                file=sys.stderr,
+            )
     for path in draw(runs, dataset, experiment.folder):
         print(path)
 

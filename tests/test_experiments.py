@@ -57,6 +57,15 @@ def test_finished_runs_are_not_run_again(finished: Path) -> None:
     assert metrics.stat().st_mtime_ns == before
 
 
+def test_a_command_whose_runs_diverge_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train.main(words(tmp_path, "--learning-rate", "1e30"))
+    assert "warning: SGD: 2 of 2 diverged" in capsys.readouterr().err
+    table_md = (tmp_path / "digits-lt" / "table.md").read_text()
+    assert "| SGD, 2 of 2 diverged " in table_md
+
+
 def test_runs_made_otherwise_are_refused_before_anything_is_run(finished: Path) -> None:
     metrics = finished / "digits-lt/sgd/seed-0/metrics.jsonl"
     before = metrics.read_text()
@@ -230,6 +239,7 @@ def test_a_run_in_numbers() -> None:
     assert numbers.drop_steps == 100
     assert numbers.steps_to_target == 100
     assert numbers.late_loss == 0.1
+    assert not numbers.diverged
 
 
 def test_a_run_that_broke_is_said_to_have_broken() -> None:
@@ -242,6 +252,7 @@ def test_a_run_that_broke_is_said_to_have_broken() -> None:
         summarise({"sgd": [run]}, np.array([70, 10]), {"sgd": 0.1}, 0.9), 0.9
     )
     assert "never [never, never]" in printed
+    assert "| SGD, 1 of 1 diverged |" in printed
 
 
 def test_the_interval_is_that_of_the_t_distribution() -> None:
