@@ -8,6 +8,7 @@
 Runs that are already there are not run again, so a broken-off command can be repeated.
 """
 
+import hashlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -44,16 +45,17 @@ def run(experiment: Experiment) -> tuple[Dataset, Runs]:
       The data set and the records of all runs.
 
     Raises:
-      ValueError: If a finished run in the folder was made with other options, or an
-        algorithm cannot be run like this.
+      ValueError: If a finished run in the folder was made with other options or cannot
+        be read, or an algorithm cannot be run like this.
     """
     dataset, of_problem = problem(experiment)
+    of_data = _of_data(experiment, dataset)
     runs: Runs = {}
-    for algorithm, train in _prepared(experiment, dataset, of_problem).items():
+    for algorithm, train in _prepared(experiment, of_data, of_problem).items():
         for seed in experiment.seeds:
             folder = _folder(experiment, algorithm, seed)
-            description = _description(experiment, algorithm, seed, dataset)
-            if finished_description(folder) != description:
+            description = _description(experiment, algorithm, seed, of_data)
+            if _is_missing(experiment, folder, description):
                 with write_run(
                     folder, description, tensorboard=experiment.tensorboard
                 ) as write:
@@ -64,20 +66,13 @@ def run(experiment: Experiment) -> tuple[Dataset, Runs]:
 
 
 def _prepared(
-    experiment: Experiment, dataset: Dataset, of_problem: Problem
+    experiment: Experiment, of_data: dict[str, Any], of_problem: Problem
 ) -> dict[AlgorithmName, Callable[..., TrainState]]:
     """The runs of all algorithms, refused before the first if one cannot be made."""
     for algorithm in experiment.algorithms:
         for seed in experiment.seeds:
-            folder = _folder(experiment, algorithm, seed)
-            found = finished_description(folder)
-            asked = _description(experiment, algorithm, seed, dataset)
-            if found not in (None, asked) and not experiment.overwrite:
-                differing = [key for key in asked if found.get(key) != asked[key]]
-                raise ValueError(
-                    f"{folder} holds a finished run that differs in "
-                    f"{', '.join(differing)}. Choose another --out, or --overwrite it."
-                )
+            description = _description(experiment, algorithm, seed, of_data)
+            _is_missing(experiment, _folder(experiment, algorithm, seed), description)
     return {
         algorithm: make_train(
             of_problem,
@@ -89,8 +84,48 @@ def _prepared(
     }
 
 
+def _is_missing(
+    experiment: Experiment, folder: Path, description: dict[str, Any]
+) -> bool:
+    """Whether a run is to be trained; refused if another one would be lost by it."""
+    try:
+        found = finished_description(folder)
+    except ValueError as error:
+        reason = str(error)
+    else:
+        if found in (None, description):
+            return found is None
+        keys = {**description, **found}
+        differing = [key for key in keys if found.get(key) != description.get(key)]
+        reason = (
+            f"{folder} holds a finished run that differs in {', '.join(differing)}."
+        )
+    if not experiment.overwrite:
+        raise ValueError(f"{reason} Choose another --out, or --overwrite it.")
+    return True
+
+
+def _of_data(experiment: Experiment, dataset: Dataset) -> dict[str, Any]:
+    """What the data are; a file of one's own may change under the same name."""
+    of_data = {
+        "data": experiment.data,
+        "class_names": dataset.class_names,
+        "class_counts": dataset.class_counts,
+    }
+    if experiment.data.is_npz:
+        digest = hashlib.sha256()
+        for split in (dataset.train, dataset.validation, dataset.test):
+            for array in split:
+                digest.update(array.tobytes())
+        of_data["data_sha256"] = digest.hexdigest()
+    return of_data
+
+
 def _description(
-    experiment: Experiment, algorithm: AlgorithmName, seed: int, dataset: Dataset
+    experiment: Experiment,
+    algorithm: AlgorithmName,
+    seed: int,
+    of_data: dict[str, Any],
 ) -> dict[str, Any]:
     """All that decides the result of a run, as plain data."""
     description: dict[str, Any] = plain(
@@ -99,9 +134,7 @@ def _description(
             "algorithm": algorithm,
             "learning_rate": experiment.learning_rate_of(algorithm),
             "seed": seed,
-            "data": experiment.data,
-            "class_names": dataset.class_names,
-            "class_counts": dataset.class_counts,
+            **of_data,
             "model": experiment.model,
             "train": experiment.train.heeded_by(algorithm),
         }
@@ -113,17 +146,8 @@ def _folder(experiment: Experiment, algorithm: AlgorithmName, seed: int) -> Path
     return experiment.folder / algorithm / f"seed-{seed}"
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Runs the command line.
-
-    Args:
-      arguments: Instead of those of the process.
-    """
-    try:
-        experiment = parse("experiments.train", arguments, SETUPS, __doc__ or "")
-        dataset, runs = run(experiment)
-    except (ValueError, FileNotFoundError) as error:
-        sys.exit(f"error: {error}")
+def _show(experiment: Experiment, dataset: Dataset, runs: Runs) -> None:
+    """Prints and writes the table, and draws."""
     rates = {name: experiment.learning_rate_of(name) for name in runs}
     summary = summarise(runs, dataset.class_counts, rates, experiment.target_recall)
     printed = table(summary, experiment.target_recall)
@@ -138,6 +162,20 @@ def main(arguments: list[str] | None = None) -> None:
             )
     for path in draw(runs, dataset, experiment.folder):
         print(path)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs the command line.
+
+    Args:
+      arguments: Instead of those of the process.
+    """
+    try:
+        experiment = parse("experiments.train", arguments, SETUPS, __doc__ or "")
+        dataset, runs = run(experiment)
+        _show(experiment, dataset, runs)
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

@@ -165,7 +165,7 @@ def main(arguments: list[str] | None = None) -> None:
         experiment = dataclasses.replace(experiment, search_seeds=experiment.seeds)
         for algorithm in experiment.algorithms:
             search(experiment, algorithm, command)
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
 
 

@@ -74,6 +74,59 @@ def test_runs_made_otherwise_are_refused_before_anything_is_run(finished: Path) 
     assert metrics.read_text() == before
 
 
+def own_data(path: Path, *, seed: int = 0) -> str:
+    labels = np.arange(40) % 2
+    inputs = np.random.default_rng(seed).normal(size=(40, 3)) + labels[:, None]
+    np.savez(path, x_train=inputs, y_train=labels)
+    experiment_module._problem.cache_clear()  # as in another process
+    return str(path)
+
+
+def test_runs_on_data_that_changed_since_are_not_taken_for_runs_on_them(
+    tmp_path: Path,
+) -> None:
+    path = own_data(tmp_path / "own.npz")
+    arguments = ["custom", "--data.name", path, "--learning-rate", "0.1"]
+    arguments += ["--train.steps", "2", "--train.batch-size", "4", "--seeds", "0"]
+    arguments += ["--algorithms", "sgd", "--out", str(tmp_path)]
+    train.main(arguments)
+    train.main(arguments)
+    own_data(tmp_path / "own.npz", seed=1)
+    with pytest.raises(SystemExit, match=r"differs in data_sha256.*--overwrite"):
+        train.main(arguments)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("run.json", "{}", r"run\.json does not say what the run was.*--overwrite it"),
+        ("metrics.jsonl", "{", r"metrics\.jsonl is broken in line 1.*--overwrite it"),
+    ],
+)
+def test_a_broken_run_is_named_and_can_be_overwritten(
+    name: str, text: str, message: str, tmp_path: Path
+) -> None:
+    arguments = words(tmp_path, "--algorithms", "sgd", "--seeds", "0")
+    train.main(arguments)
+    folder = tmp_path / "digits-lt" / "sgd" / "seed-0"
+    (folder / name).write_text(text)
+    with pytest.raises(SystemExit, match=message):
+        train.main(arguments)
+    train.main([*arguments, "--overwrite"])
+    assert [record["step"] for record in read_run(folder)] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("command", [train, tune])
+def test_a_folder_that_cannot_be_written_ends_in_one_sentence(
+    command: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    path = tmp_path / "file" / "digits-lt" / "rates.json"
+    monkeypatch.setattr(tune, "learning_rates_path", lambda _: path)
+    with pytest.raises(SystemExit, match=r"error: .*Not a directory"):
+        command.main(words(tmp_path / "file", "--learning-rate", "0.1"))
+
+
 def test_the_same_command_gives_the_same_bits(finished: Path, tmp_path: Path) -> None:
     train.main(words(tmp_path))
     for run in ("sgd/seed-0", "pcnsgd+clip/seed-1"):
