@@ -2,7 +2,10 @@
 
 import dataclasses
 import functools
+import hashlib
 import json
+import shlex
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +15,7 @@ import tyro
 from pcn_jax.data import SETUPS as DATA_SETUPS
 from pcn_jax.data import DataConfig, Dataset, load
 from pcn_jax.models import ModelConfig, build
-from pcn_jax.training import ALGORITHMS, AlgorithmName, Problem, TrainConfig
+from pcn_jax.training import ALGORITHMS, AlgorithmName, Problem, TrainConfig, plain
 
 Goal = Literal["over training", "early stopping", "at the end"]
 """The mean of the measurements of a run counts, or the best of them, or the last."""
@@ -34,7 +37,7 @@ class Experiment:
 
     learning_rate: float | None = None
     """Learning rate of all algorithms. Without it each has its own, as found by
-    python -m experiments.tune SETUP."""
+    python -m experiments.tune for the same data, model and training."""
 
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     """Seeds of initialisation and batches; the data do not depend on them."""
@@ -60,6 +63,9 @@ class Experiment:
     microbatch_size: int = 500
     """Examples at a time in passes over all the data; changes memory, not results."""
 
+    typed: tyro.conf.Suppress[tuple[str, ...]] = ()
+    """Words of the command line, which advice repeats."""
+
     def __post_init__(self) -> None:
         """Refuses what would only fail later."""
         for name in ("algorithms", "seeds"):
@@ -81,7 +87,7 @@ class Experiment:
         return self.out / self.name
 
     def learning_rate_of(self, algorithm: AlgorithmName) -> float:
-        """The learning rate given, or else the one that was found for this set-up.
+        """The learning rate given, or else the one that was found for the like.
 
         Args:
           algorithm: One of `algorithms`.
@@ -91,14 +97,52 @@ class Experiment:
         """
         if self.learning_rate is not None:
             return self.learning_rate
-        path = learning_rates_path(self.name)
+        path = self.rates_path(algorithm)
         found = json.loads(path.read_text())["best"] if path.exists() else {}
         if algorithm not in found:
             raise ValueError(
-                f"No learning rate is known for {algorithm} on {self.name}: give "
-                f"--learning-rate, or search: python -m experiments.tune {self.name}"
+                f"No learning rate is known for {algorithm} on {self.name} with these "
+                "options: give --learning-rate, or search: "
+                f"python -m experiments.tune {self._words_of_a_search()}"
             )
         return float(found[algorithm])
+
+    def rates_path(self, algorithm: AlgorithmName) -> Path:
+        """The file in which `experiments.tune` keeps the learning rate of an algorithm.
+
+        It belongs to the repository if this is a set-up as it stands, or a variant with
+        a name of its own. Whatever else was chosen on the command line has a file under
+        `out`, named after what decides the rate.
+
+        Args:
+          algorithm: One of `algorithms`.
+        """
+        setup, mine = SETUPS.get(self.name), self._tuned_for(algorithm)
+        if not setup or (self.name != _OWN and setup._tuned_for(algorithm) == mine):
+            return learning_rates_path(self.name)
+        digest = hashlib.sha256(json.dumps(mine).encode()).hexdigest()[:8]
+        return self.folder / algorithm / f"learning_rates-{digest}.json"
+
+    def _tuned_for(self, algorithm: AlgorithmName) -> dict[str, Any]:
+        """What decides a learning rate; a look at fewer steps is to need no search."""
+        train = self.train.heeded_by(algorithm)
+        for name in ("steps", "measurements_per_decade", "explicit_class_gradients"):
+            train.pop(name)
+        data = dataclasses.replace(self.data, data_dir=None)
+        tuned_for: dict[str, Any] = plain(
+            {"data": data, "model": self.model, "train": train}
+        )
+        return tuned_for
+
+    def _words_of_a_search(self) -> str:
+        """What was typed, but for the seeds: a search has others."""
+        words, keep = [], True
+        for word in self.typed or (self.name,):
+            if word.startswith("--"):
+                keep = word.split("=")[0] not in ("--seeds", "--overwrite")
+            if keep:
+                words.append(word)
+        return shlex.join(words)
 
 
 def problem(experiment: Experiment) -> tuple[Dataset, Problem]:
@@ -126,7 +170,7 @@ def _problem(
 
 
 def learning_rates_path(setup: str) -> Path:
-    """The file in which `experiments.tune` keeps what it found for a set-up."""
+    """The file in the repository with what `experiments.tune` found for a set-up."""
     return Path(__file__).parent / "learning_rates" / f"{setup}.json"
 
 
@@ -159,13 +203,15 @@ def parse(
         )
         for name, setup in setups.items()
     }
+    arguments = sys.argv[1:] if arguments is None else arguments
     with _constructors:
-        return tyro.extras.overridable_config_cli(
+        experiment = tyro.extras.overridable_config_cli(
             described,
             prog=f"python -m {module}",
             description=description,
             args=arguments,
         )
+    return dataclasses.replace(experiment, typed=tuple(arguments))
 
 
 _constructors = tyro.constructors.ConstructorRegistry()
@@ -224,6 +270,9 @@ def _image_setup(name: str, *, batch_size: int, steps: int) -> Experiment:
     )
 
 
+_OWN = "custom"
+"""The set-up for data of one's own: no learning rate in the repository is for them."""
+
 SETUPS: dict[str, Experiment] = {
     "digits-lt": Experiment(
         name="digits-lt",
@@ -277,8 +326,8 @@ SETUPS: dict[str, Experiment] = {
     "cifar100": _image_setup("cifar100", batch_size=1000, steps=2000),
     "cifar10-lt": _image_setup("cifar10-lt", batch_size=500, steps=2000),
     "cifar100-lt": _image_setup("cifar100-lt", batch_size=2000, steps=2000),
-    "custom": Experiment(
-        name="custom",
+    _OWN: Experiment(
+        name=_OWN,
         data=DataConfig(),
         model=ModelConfig(),
         # Oversampling wants as many of each class: 2 to 6, 8 or 10 of them divide it.

@@ -1,13 +1,16 @@
 """Searches each algorithm's learning rate on the same grid, chosen on validation data.
 
     python -m experiments.tune digits-lt
+    python -m experiments.tune custom --data.name FILE.npz
 
 The score of a learning rate is the macro recall on the validation split, averaged over
 the log-spaced measurements of the run: it rewards learning soon and staying there. (Or
 the best of them, where runs are stopped early: C12; or the last: C13.) The seeds are
-not those of the experiments. What is found is in experiments/learning_rates; what is
-there is not searched again, unless with --overwrite. After an interruption the same
-command goes on where it was.
+not those of the experiments. What is found for a set-up as it stands is in
+experiments/learning_rates; for other data, models or training it is in
+OUT/SETUP/ALGORITHM, and experiments.train takes it for the same. What is there is not
+searched again, unless with --overwrite. After an interruption the same command goes on
+where it was.
 """
 
 import dataclasses
@@ -23,7 +26,6 @@ from experiments.experiment import (
     SETUPS,
     Experiment,
     Goal,
-    learning_rates_path,
     parse,
     problem,
 )
@@ -78,8 +80,8 @@ def score(records: list[Record], goal: Goal = "over training") -> float:
     return recalls[-1] if goal == "at the end" else statistics.fmean(recalls)
 
 
-def search(experiment: Experiment, algorithm: AlgorithmName, command: str) -> None:
-    """Searches the rate of an algorithm, if the file of the set-up does not have it.
+def search(experiment: Experiment, algorithm: AlgorithmName, command: str) -> bool:
+    """Searches the rate of an algorithm, if it was not found before.
 
     Each score is written as soon as it is there; the best, when all are.
 
@@ -88,15 +90,18 @@ def search(experiment: Experiment, algorithm: AlgorithmName, command: str) -> No
       algorithm: Whose learning rate is wanted.
       command: What was typed, for the file.
 
+    Returns:
+      Whether there was anything to search.
+
     Raises:
       FileNotFoundError: If the data set is not there.
     """
-    path = learning_rates_path(experiment.name)
+    path = experiment.rates_path(algorithm)
     found, seeds = _read(path), list(experiment.search_seeds)
     searched = {"command": command, "seeds": seeds}
     is_done = algorithm in found["best"]
     if is_done and not experiment.overwrite:
-        return
+        return False
     if is_done or found["searched"].get(algorithm) != searched:
         found["best"].pop(algorithm, None)
         found["searched"][algorithm] = searched
@@ -127,7 +132,8 @@ def search(experiment: Experiment, algorithm: AlgorithmName, command: str) -> No
     found["best"][algorithm] = float(best)
     _write(path, found)
     label = ALGORITHMS[algorithm].label
-    print(f"{experiment.name}, {label}: {best} of {scores}", flush=True)
+    print(f"{experiment.name}, {label}: {best} of {scores}, in {path}", flush=True)
+    return True
 
 
 def _on_validation_data(of_problem: Problem, state: TrainState) -> Record:
@@ -154,8 +160,6 @@ def main(arguments: list[str] | None = None) -> None:
     Args:
       arguments: Instead of those of the process.
     """
-    arguments = sys.argv[1:] if arguments is None else arguments
-    command = shlex.join(["python", "-m", "experiments.tune", *arguments])
     setups = {
         name: dataclasses.replace(setup, seeds=setup.search_seeds)
         for name, setup in SETUPS.items()
@@ -163,8 +167,12 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         experiment = parse("experiments.tune", arguments, setups, __doc__ or "")
         experiment = dataclasses.replace(experiment, search_seeds=experiment.seeds)
+        command = shlex.join(["python", "-m", "experiments.tune", *experiment.typed])
         for algorithm in experiment.algorithms:
-            search(experiment, algorithm, command)
+            if not search(experiment, algorithm, command):
+                path = experiment.rates_path(algorithm)
+                label = ALGORITHMS[algorithm].label
+                print(f"{label}: found before, in {path}; --overwrite searches again")
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
 

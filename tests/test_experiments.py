@@ -69,8 +69,9 @@ def test_a_command_whose_runs_diverge_says_so(
 def test_runs_made_otherwise_are_refused_before_anything_is_run(finished: Path) -> None:
     metrics = finished / "digits-lt/sgd/seed-0/metrics.jsonl"
     before = metrics.read_text()
-    with pytest.raises(SystemExit, match=r"differs in train.*--overwrite"):
-        train.main(words(finished, "--train.batch-size", "90"))
+    more = ["--train.batch-size", "90", "--learning-rate", "0.3"]
+    with pytest.raises(SystemExit, match=r"differs in train\..*--overwrite"):
+        train.main(words(finished, *more))
     assert metrics.read_text() == before
 
 
@@ -118,13 +119,12 @@ def test_a_broken_run_is_named_and_can_be_overwritten(
 
 @pytest.mark.parametrize("command", [train, tune])
 def test_a_folder_that_cannot_be_written_ends_in_one_sentence(
-    command: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    command: Any, tmp_path: Path
 ) -> None:
     (tmp_path / "file").touch()
-    path = tmp_path / "file" / "digits-lt" / "rates.json"
-    monkeypatch.setattr(tune, "learning_rates_path", lambda _: path)
+    more = ["--learning-rate", "0.1", "--data.seed", "1"]
     with pytest.raises(SystemExit, match=r"error: .*Not a directory"):
-        command.main(words(tmp_path / "file", "--learning-rate", "0.1"))
+        command.main(words(tmp_path / "file", *more))
 
 
 def test_the_same_command_gives_the_same_bits(finished: Path, tmp_path: Path) -> None:
@@ -164,7 +164,10 @@ def test_wrong_words_are_refused_with_what_is_allowed(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([*QUICK, "--train.batch-size", "20"], r"too small: class 8 .*works is 72"),
+        (
+            [*QUICK, "--train.batch-size", "20", "--learning-rate", "1"],
+            r"too small: class 8 .*works is 72",
+        ),
         (
             ["automobile-truck", "--learning-rate", "1"],
             "python -m pcn_jax.data cifar10",
@@ -209,13 +212,10 @@ def test_the_demo_has_a_learning_rate_for_every_algorithm() -> None:
 
 
 def test_the_search_keeps_what_it_finds_and_takes_the_best(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(
         experiment_module, "learning_rates_path", lambda name: tmp_path / f"{name}.json"
-    )
-    monkeypatch.setattr(
-        tune, "learning_rates_path", experiment_module.learning_rates_path
     )
     monkeypatch.setattr(tune, "grid", lambda _: (1e-9, 0.3))
     arguments = ["digits-lt", "--algorithms", "sgd", "--train.steps", "20"]
@@ -225,14 +225,60 @@ def test_the_search_keeps_what_it_finds_and_takes_the_best(
     assert set(found["scores"]["sgd"]) == {"1e-09", "0.3"}
     assert SETUPS["digits-lt"].learning_rate_of("sgd") == 0.3
     monkeypatch.setattr(tune, "make_train", None)  # nothing is left to be searched
+    capsys.readouterr()
     tune.main([*arguments, "--seeds", "100"])
+    assert "SGD: found before" in (printed := capsys.readouterr().out)
+    assert "--overwrite" in printed
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--model.features", "8"],
+        ["--train.optimizer.name", "adam"],
+        ["--data.seed", "1"],
+        ["--train.max-norm", "0.2"],
+    ],
+)
+def test_a_searched_rate_is_for_the_same_data_model_and_training(
+    options: list[str], tmp_path: Path
+) -> None:
+    arguments = words(tmp_path, *options, "--overwrite")
+    advice = f"tune digits-lt --train.steps 3 --out {tmp_path} .*{' '.join(options)}$"
+    with pytest.raises(SystemExit, match=rf"No learning rate is known .*{advice}"):
+        train.main(arguments)
+
+
+def test_what_an_algorithm_does_not_heed_needs_no_search_of_its_own() -> None:
+    arguments = ["digits-lt", "--train.max-norm", "0.2", "--train.steps", "7"]
+    changed = parse("x", arguments, SETUPS, "")
+    assert changed.learning_rate_of("sgd") == SETUPS["digits-lt"].learning_rate_of(
+        "sgd"
+    )
+
+
+def test_rates_for_data_of_ones_own_are_kept_with_its_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tune, "grid", lambda _: (1e-9, 0.3))
+    package = experiment_module.learning_rates_path("custom")
+    first, other = (own_data(tmp_path / name) for name in ("a.npz", "b.npz"))
+    options = ["--train.steps", "9", "--train.batch-size", "4", "--algorithms", "sgd"]
+    options += ["--out", str(tmp_path), "--seeds", "7"]
+    tune.main(["custom", "--data.name", first, *options])
+    assert not package.exists()
+    train.main(["custom", "--data.name", first, *options])
+    run = json.loads((tmp_path / "custom/sgd/seed-7/run.json").read_text())
+    assert run["description"]["learning_rate"] == 0.3
+    with pytest.raises(SystemExit, match=f"No learning rate .*--data.name {other}"):
+        train.main(["custom", "--data.name", other, *options])
 
 
 def test_an_interrupted_search_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "digits-lt.json"
-    monkeypatch.setattr(tune, "learning_rates_path", lambda _: path)
+    monkeypatch.setattr(experiment_module, "learning_rates_path", lambda _: path)
     monkeypatch.setattr(tune, "problem", lambda _: (None, None))
     trained: list[float] = []
 
