@@ -55,7 +55,12 @@ class Experiment:
     """Folder for results; the runs are in OUT/SETUP/ALGORITHM/seed-SEED."""
 
     tensorboard: bool = False
-    """Write TensorBoard event files, too."""
+    """Write TensorBoard event files, too, of the runs that are trained: those that are
+    finished already get none."""
+
+    save_params: bool = False
+    """Write the trained parameters, too, to params.msgpack in the folder of each run.
+    Finished runs without them are trained again."""
 
     overwrite: bool = False
     """Replace finished runs that were made otherwise, instead of refusing."""

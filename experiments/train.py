@@ -59,7 +59,9 @@ def run(experiment: Experiment) -> tuple[Dataset, Runs]:
                 with write_run(
                     folder, description, tensorboard=experiment.tensorboard
                 ) as write:
-                    train(seed, on_record=write)
+                    state = train(seed, on_record=write)
+                    if experiment.save_params:
+                        write.save_params(state)
             runs.setdefault(algorithm, []).append(read_run(folder))
         print(f"{ALGORITHMS[algorithm].label}: {len(experiment.seeds)} seeds done")
     return dataset, runs
@@ -93,8 +95,10 @@ def _is_missing(
     except ValueError as error:
         reason = str(error)
     else:
-        if found in (None, description):
-            return found is None
+        if found is None:
+            return True
+        if found == description:
+            return experiment.save_params and not (folder / "params.msgpack").exists()
         keys = {**description, **found}
         differing = [key for key in keys if found.get(key) != description.get(key)]
         reason = (

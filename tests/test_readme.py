@@ -1,5 +1,6 @@
 """What the README and other pages show runs as it stands."""
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -10,6 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
+from experiments import train
+from pcn_jax.training import make_train, read_run
 
 ROOT = Path(__file__).parent.parent
 PAGES = [
@@ -72,8 +76,30 @@ def test_the_script_with_logit_adjustment_ends_with_the_shares_of_the_data() -> 
 
 
 def test_the_training_script_in_python_records() -> None:
-    (block,) = blocks("docs/command_line.md")
+    block, _, _ = blocks("docs/command_line.md")
     assert [record["step"] for record in run(block)["records"]][-1] == 20
+
+
+def test_saved_parameters_are_those_of_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments = ["digits-lt", "--algorithms", "sgd", "--seeds", "0"]
+    arguments += ["--train.steps", "20"]
+    train.main(arguments)
+    train.main([*arguments, "--save-params"])
+    names = run(blocks("docs/command_line.md")[1])
+    right = names["predictions"] == names["data"].test.labels
+    last = read_run(Path("runs/digits-lt/sgd/seed-0"))[-1]
+    assert right.mean() == pytest.approx(last["test"]["macro_recall"], abs=1e-6)
+
+
+def test_a_state_that_was_saved_goes_on_bit_for_bit() -> None:
+    first, _, resume = blocks("docs/command_line.md")
+    names = run(first + resume)
+    config = dataclasses.replace(names["config"], steps=40)
+    train = make_train(names["problem"], "pcnsgd+clip", 0.1, config)
+    chex.assert_trees_all_equal(names["state"], train(seed=0))
 
 
 def cells(row: str) -> list[str]:

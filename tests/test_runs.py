@@ -3,11 +3,15 @@
 import json
 import math
 from pathlib import Path
+from typing import Any
 
+import chex
+import jax.numpy as jnp
 import pytest
+from flax import serialization
 
 from pcn_jax.data import DataConfig
-from pcn_jax.training import finished_description, read_run, write_run
+from pcn_jax.training import TrainState, finished_description, read_run, write_run
 
 RECORDS = [
     {"step": 0, "test": {"loss": [0.5, 2.0], "macro_recall": 0.5}},
@@ -116,6 +120,20 @@ def test_a_broken_run_is_named(
     (tmp_path / name).write_text(text)
     with pytest.raises(ValueError, match=message):
         finished_description(tmp_path)
+
+
+def test_parameters_belong_to_their_run(tmp_path: Path) -> None:
+    kept: Any = {"params": {"w": jnp.arange(3.0)}, "model_state": {"mean": jnp.ones(2)}}
+    zero = jnp.zeros(())
+    state = TrainState(zero, zero, zero, **kept, opt_state=(), reference=())
+    with write_run(tmp_path, {}) as write:
+        write(RECORDS[0])
+        write.save_params(state)
+    saved = serialization.msgpack_restore((tmp_path / "params.msgpack").read_bytes())
+    chex.assert_trees_all_equal(saved, kept)
+    with write_run(tmp_path, {}) as write:
+        write(RECORDS[0])
+    assert not (tmp_path / "params.msgpack").exists()
 
 
 def test_tensorboard_events_hold_every_number(tmp_path: Path) -> None:
