@@ -63,7 +63,8 @@ class Experiment:
     Finished runs without them are trained again."""
 
     overwrite: bool = False
-    """Replace finished runs that were made otherwise, instead of refusing."""
+    """Replace finished runs that were made otherwise or cannot be read, instead of
+    refusing."""
 
     microbatch_size: int = 500
     """Examples at a time in passes over all the data; changes memory, not results."""

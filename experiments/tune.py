@@ -22,13 +22,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from experiments.experiment import (
-    SETUPS,
-    Experiment,
-    Goal,
-    parse,
-    problem,
-)
+from experiments.experiment import SETUPS, Experiment, Goal, parse, problem
 from experiments.kept import write_whole
 from pcn_jax.training import (
     ALGORITHMS,

@@ -251,10 +251,8 @@ def test_a_searched_rate_is_for_the_same_data_model_and_training(
 
 def test_what_an_algorithm_does_not_heed_needs_no_search_of_its_own() -> None:
     arguments = ["digits-lt", "--train.max-norm", "0.2", "--train.steps", "7"]
-    changed = parse("x", arguments, SETUPS, "")
-    assert changed.learning_rate_of("sgd") == SETUPS["digits-lt"].learning_rate_of(
-        "sgd"
-    )
+    setup, changed = SETUPS["digits-lt"], parse("x", arguments, SETUPS, "")
+    assert changed.learning_rate_of("sgd") == setup.learning_rate_of("sgd")
 
 
 def test_rates_for_data_of_ones_own_are_kept_with_its_runs(

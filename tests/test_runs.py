@@ -97,8 +97,12 @@ def test_two_processes_that_write_a_run_publish_whole_ones(tmp_path: Path) -> No
 
 
 def test_a_run_without_records_is_not_finished(tmp_path: Path) -> None:
-    with write_run(tmp_path, {}):
+    with write_run(tmp_path, {"seed": 0}) as write:
+        write(RECORDS[0])
+    with write_run(tmp_path, {"seed": 1}):
         pass
+    assert finished_description(tmp_path) == {"seed": 0}
+    (tmp_path / "metrics.jsonl").write_text("")
     assert finished_description(tmp_path) is None
     with pytest.raises(ValueError, match=r"metrics\.jsonl holds no records"):
         read_run(tmp_path)

@@ -44,7 +44,8 @@ def make_train(
       ValueError: If there is no such algorithm, the learning rate is not positive and
         finite, the batch size does not suit the sampler and the class counts, or the
         sampler does not suit the algorithm; when called, if a gradient of all the data
-        is asked of a model whose examples interact, or if the seed is not one.
+        is asked of a model whose examples interact, or if the seed is not from 0 to
+        2**32 - 1.
 
     Example:
       >>> from pcn_jax.data import SETUPS, load

@@ -36,7 +36,11 @@ class RunWriter:
         self._append(record)
 
     def save_params(self, state: TrainState) -> None:
-        """Writes `params` and `model_state` to `params.msgpack`, as flax reads them."""
+        """Writes parameters and model state, as `flax.serialization` reads them.
+
+        Args:
+          state: Whose `params` and `model_state` go to `params.msgpack`.
+        """
         saved = {"params": state.params, "model_state": state.model_state}
         (self._folder / _PARAMS).write_bytes(serialization.to_bytes(saved))
 
@@ -50,9 +54,9 @@ def write_run(
     Writes `run.json` (the description, and the versions and device it ran on) and
     `metrics.jsonl` (a record a line; what is not finite is `null`). Until the end they
     are in a folder of their own in `folder`, `unfinished-...`, where a run that broke
-    off leaves them. So that is never taken for a finished one, several processes may
-    write the same run, and one that is there, of whatever description, is replaced by a
-    whole one only.
+    off, or has no records, leaves them. So that is never taken for a finished one,
+    several processes may write the same run, and one that is there, of whatever
+    description, is replaced by a whole one only.
 
     Args:
       folder: Folder of the run; made where it is missing.
@@ -60,7 +64,7 @@ def write_run(
       tensorboard: Whether to write TensorBoard event files, too; needs no TensorFlow.
 
     Yields:
-      A `RunWriter`: a function that appends one record.
+      A `RunWriter`: a function that appends one record, and can save parameters.
 
     Example:
       >>> import tempfile
@@ -85,11 +89,12 @@ def write_run(
                 scalars(record)
 
         yield RunWriter(partial, append)
-    _publish(partial, folder)
+    if (partial / _RECORDS).stat().st_size:
+        _publish(partial, folder)
 
 
 def _publish(partial: Path, folder: Path) -> None:
-    """Replaces the run in a folder; a run without records is not finished."""
+    """Replaces the run in a folder: the records go first and come last."""
     for name in (_RECORDS, _PARAMS):
         (folder / name).unlink(missing_ok=True)
     shutil.rmtree(folder / _TENSORBOARD, ignore_errors=True)
