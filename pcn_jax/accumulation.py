@@ -131,8 +131,8 @@ def combine(
       axis, and so must have the same shapes in all parts.
 
     Raises:
-      ValueError: If there are no parts, if they are balanced directions, or if their
-        `aux` have other shapes.
+      ValueError: If there are no parts, if they are balanced directions, or if one has
+        other shapes than the first, as with another number of classes.
 
     Example:
       >>> import jax.numpy as jnp
@@ -142,18 +142,17 @@ def combine(
       >>> value.losses.tolist(), grads.tolist()
       ([5.0], [[5.0]])
     """
-    sums, auxs, like = None, [], None
-    for value, grads in parts:
-        part = _to_sums(*_checked((value, grads)))
-        sums = part if sums is None else add(sums, part)
-        auxs.append(value.aux)
-        of_first = jax.tree.map(jnp.shape, auxs[0])
-        check_shapes("aux of each batch", value.aux, of_first, "as that of the first")
-        like = grads if like is None else like
-    if sums is None:
+    sums, auxs, first = None, [], None
+    for given in parts:
+        part = _checked(given)
+        first = part if first is None else first
+        check_shapes("each batch", part, jax.tree.map(jnp.shape, first), "as the first")
+        sums = _to_sums(*part) if sums is None else add(sums, _to_sums(*part))
+        auxs.append(part[0].aux)
+    if first is None:
         raise ValueError("combine was given no batches: there is nothing to join.")
     aux = jax.tree.map(lambda *leaves: jnp.stack(leaves), *auxs)
-    joined: tuple[ClassValue, chex.ArrayTree] = _to_means(sums, like, aux)
+    joined: tuple[ClassValue, chex.ArrayTree] = _to_means(sums, first[1], aux)
     return joined
 
 

@@ -8,7 +8,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from pcn_jax.checks import check_shapes
+from pcn_jax.checks import check_labels, check_positive_integer, check_shapes
 from pcn_jax.precision import at_least_float32
 
 
@@ -25,11 +25,19 @@ def class_means(values: jax.Array, labels: jax.Array, num_classes: int) -> jax.A
     Returns:
       Means `[C]`, float32 or wider; NaN for a class that has no examples.
 
+    Raises:
+      ValueError: If labels are not integers `[n]`, if one is known to be `C` or more,
+        if there is not one number an example, or if `num_classes` is not a positive
+        integer.
+
     Example:
       >>> correct = jnp.array([True, True, False, True])
       >>> class_means(correct, jnp.array([0, 0, 1, 0]), 2).tolist()
       [1.0, 0.0]
     """
+    check_positive_integer("num_classes", num_classes)
+    labels = check_labels(labels, ndim=1, num_classes=num_classes)
+    check_shapes("values", values, labels.shape, "one number an example")
     values = at_least_float32(values)
     classes = jnp.arange(num_classes, dtype=labels.dtype)
     members = classes[:, None] == labels[None, :]

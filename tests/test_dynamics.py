@@ -17,6 +17,7 @@ from pcn_jax import class_means, initial_drop, macro_recall, steps_to_reach
 
 many_examples = settings(max_examples=30, deadline=None, derandomize=True)
 inf, nan = np.inf, np.nan
+LABELS = np.array([0, 4, 4])
 
 
 class TestClassMeans:
@@ -50,6 +51,22 @@ class TestClassMeans:
         with jax.numpy_dtype_promotion("standard"):
             labels = jnp.array([0, 1, 1], jnp.uint8)
             assert class_means(jnp.arange(3.0), labels, 2).tolist() == [0.0, 1.5]
+
+    @pytest.mark.parametrize(
+        ("values", "labels", "num_classes", "message"),
+        [
+            (jnp.ones(1), LABELS, 5, r"one number an example: .* \(3,\), got \(1,\)"),
+            (jnp.ones((3, 1)), LABELS, 5, "values must be one number an example"),
+            (LABELS, jnp.ones(3), 5, "labels must be integers"),
+            (jnp.ones(3), LABELS, 4, "below num_classes=4, got a label 4"),
+            (jnp.ones(3), LABELS, True, "num_classes must be a positive integer"),
+        ],
+    )
+    def test_are_refused_of_other_shapes(
+        self, values: Any, labels: Any, num_classes: int, message: str
+    ) -> None:
+        with pytest.raises(ValueError, match=message):
+            class_means(values, labels, num_classes)
 
 
 class TestMacroRecall:

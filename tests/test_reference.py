@@ -223,7 +223,14 @@ class TestClassGradients:
             with_losses, NUM_CLASSES, has_aux=True
         )
         parts = (class_gradients(PARAMS, INPUTS[:n], LABELS[:n]) for n in (4, 3))
-        with pytest.raises(ValueError, match="aux of each batch must be as"):
+        with pytest.raises(ValueError, match="each batch must be as the first"):
+            pcn_jax.combine(parts)
+
+    def test_combine_refuses_other_numbers_of_classes(self) -> None:
+        of_one_class = pcn_jax.per_class_value_and_grad(loss_fn, 1)
+        labels = np.zeros_like(LABELS)
+        parts = per_class(PARAMS, *DATA), of_one_class(PARAMS, INPUTS, labels)
+        with pytest.raises(ValueError, match="each batch must be as the first"):
             pcn_jax.combine(parts)
 
     def test_combine(self) -> None:
