@@ -41,7 +41,7 @@ def check_choice(name: str, value: Any, literal: Any) -> None:
 
 def check_positive_integer(name: str, value: Any) -> None:
     """Refuses what is not a positive integer."""
-    if not isinstance(value, int | np.integer) or value < 1:
+    if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 1:
         raise ValueError(f"{name} must be a positive integer, got {value!r}.")
 
 

@@ -32,8 +32,9 @@ def auto_sharded(value_and_grad: ValueAndGrad) -> ValueAndGrad:
         params: chex.ArrayTree, *args: Any, **kwargs: Any
     ) -> tuple[Any, chex.ArrayTree]:
         fixed, arrays = take_out_arrays(args, kwargs)
-        types = map(jax.typeof, jax.tree.leaves((params, arrays)))
-        meshes = (of_leaf.sharding.mesh for of_leaf in types)
+        leaves = jax.tree.leaves((params, arrays))
+        on_device = (x for x in leaves if isinstance(x, jax.Array))
+        meshes = (jax.typeof(x).sharding.mesh for x in on_device)
         mesh = next((mesh for mesh in meshes if mesh.explicit_axes), None)
         if mesh is None:
             return value_and_grad(params, *args, **kwargs)

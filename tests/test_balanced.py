@@ -682,6 +682,13 @@ class TestErrors:
         with pytest.raises(ValueError, match=r"arrays to train, got \{\}"):
             pcn_value_and_grad(mlp, 2)({}, CASES["mlp"].inputs, LABELS)
 
+    @pytest.mark.parametrize("path", ["fused", "masked"])
+    def test_names_for_labels(self, path: Any) -> None:
+        with pytest.raises(ValueError, match=r"integers of shape \[B\], got <U1\[2\]"):
+            pcn_value_and_grad(mlp, 2, path=path)(
+                MLP, CASES["mlp"].inputs[:2], np.array(["a", "b"])
+            )
+
     def test_rows_are_called_rows(self) -> None:
         with pytest.raises(ValueError, match="rows must be integers"):
             fused(CASES["mlp"], rows=LABELS[:, None])

@@ -546,7 +546,7 @@ def test_the_dtype_of_labels_is_looked_at_before_their_range() -> None:
             class_grads(jnp.ones(2), jnp.ones((2, 2)), labels)
 
 
-@pytest.mark.parametrize("num_classes", [0, -1, 2.0, "3", None])
+@pytest.mark.parametrize("num_classes", [0, -1, 2.0, "3", None, True])
 def test_number_of_classes_is_a_positive_integer(num_classes: Any) -> None:
     with pytest.raises(ValueError, match=f"positive integer, got {num_classes!r}"):
         pcn_jax.per_class_value_and_grad(loss_fn, num_classes)
