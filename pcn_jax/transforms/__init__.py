@@ -17,6 +17,11 @@ Warning:
     `pcn_jax.accumulate`, which adds class sums and normalises once.
   * Momentum, weight decay or clipping from optax *before* the sum acts on the stack of
     class gradients. Put them behind it; `class_momentum` is the one that belongs there.
+  * `optax.masked` and `optax.multi_transform`, too, belong behind the sum: before it,
+    or around it, they are refused, for norms are those of all parameters together.
+  * Without `sum_over_classes` a chain returns one update a class, and
+    `optax.apply_updates` broadcasts them: parameters grow by an axis. No link can see
+    that the sum is missing behind it; the next step is refused for the shapes.
 """
 
 from pcn_jax.transforms.aliases import pcngd, pcnsgd

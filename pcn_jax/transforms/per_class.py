@@ -56,6 +56,12 @@ def check_class_axis(
             f"{name} needs the parameters, to check that updates carry the class axis: "
             "update(class_grads, state, params)."
         )
+    if any(map(_is_masked, jax.tree.leaves(updates, is_leaf=_is_masked))):
+        raise ValueError(
+            f"{name} needs the class gradients of all parameters, and optax.masked or "
+            "optax.multi_transform hides some of them. Put these behind "
+            "sum_over_classes()."
+        )
     leaves, structure = jax.tree_util.tree_flatten_with_path(updates)
     expected_structure: Any = jax.tree.structure(params)
     if structure != expected_structure:
@@ -85,3 +91,7 @@ def check_class_axis(
                 f"{name} needs the same number of classes in every leaf: {where} has "
                 f"{got[0]}, the leaves before it {num_classes}."
             )
+
+
+def _is_masked(leaf: Any) -> bool:
+    return isinstance(leaf, optax.MaskedNode)
