@@ -352,6 +352,18 @@ class TestErrors:
         ):
             tx.update({"b": jnp.ones((2, 3))}, tx.init(params), params)
 
+    @every_transformation
+    def test_a_part_that_is_masked(self, name: str) -> None:
+        """The norm would be that of the rest, and the rest alone be scaled."""
+        tx = TRANSFORMATIONS[name]()
+        params, grads, extra = problem(0)
+        mask = dict.fromkeys(params, True) | {next(iter(params)): False}
+        labels = {key: "some" if kept else "others" for key, kept in mask.items()}
+        others = {"some": tx, "others": optax.set_to_zero()}
+        for wrapped in optax.masked(tx, mask), optax.multi_transform(others, labels):
+            with pytest.raises(ValueError, match=r"masked .* behind sum_over_classes"):
+                wrapped.update(grads, wrapped.init(params), params, **extra)
+
     def test_are_raised_while_tracing(self) -> None:
         tx, params = pcn_jax.pcngd(0.1), jnp.zeros(3)
         with pytest.raises(ValueError, match="scale_by_class_norm works on class grad"):
@@ -387,6 +399,12 @@ class TestErrors:
     def test_min_alignment(self, min_alignment: float) -> None:
         with pytest.raises(ValueError, match=r"in \[1e-6, 1\], got .*(0|1|nan|inf)"):
             pcn_jax.scale_by_class_alignment(min_alignment=min_alignment)
+
+    @pytest.mark.parametrize("alias", [pcn_jax.pcngd, pcn_jax.pcnsgd])
+    @pytest.mark.parametrize("rate", [None, -0.1, np.float32(-1), jnp.nan, "0.1"])
+    def test_learning_rate(self, alias: Any, rate: Any) -> None:
+        with pytest.raises(ValueError, match=r"learning_rate must be 0 or .* schedule"):
+            alias(rate)
 
     @pytest.mark.parametrize("max_norm", [-1, -1e-9, np.nan, np.float32(-1)])
     def test_max_norm(self, max_norm: float) -> None:

@@ -1,7 +1,10 @@
 """PCNGD and PCNSGD: nothing but chains of the links."""
 
+from typing import Any
+
 import optax
 
+from pcn_jax.checks import check_number
 from pcn_jax.transforms.norm import scale_by_class_norm
 from pcn_jax.transforms.total import sum_over_classes
 
@@ -23,6 +26,9 @@ def pcngd(
     Returns:
       A transformation from class gradients to the update of the parameters.
 
+    Raises:
+      ValueError: If the learning rate is known to be negative, or is none at all.
+
     Example:
       >>> import jax.numpy as jnp
       >>> import pcn_jax
@@ -38,6 +44,7 @@ def pcngd(
     References:
       Francazi et al., 2023, PCNGD.
     """
+    _check_learning_rate(learning_rate)
     return optax.chain(
         scale_by_class_norm(),
         sum_over_classes(),
@@ -65,6 +72,9 @@ def pcnsgd(
     Returns:
       A transformation from class gradients to the update of the parameters.
 
+    Raises:
+      ValueError: If the learning rate is known to be negative, or is none at all.
+
     Example:
       >>> import jax.numpy as jnp
       >>> tx = pcnsgd(0.1, momentum=0.9)
@@ -75,8 +85,16 @@ def pcnsgd(
     References:
       Francazi et al., 2023, PCNSGD.
     """
+    _check_learning_rate(learning_rate)
     return optax.chain(
         scale_by_class_norm(),
         sum_over_classes(),
         optax.sgd(learning_rate, momentum=momentum, nesterov=nesterov),
     )
+
+
+def _check_learning_rate(learning_rate: Any) -> None:
+    """Zero is allowed, because schedules that `inject_hyperparams` hands on have it."""
+    if not callable(learning_rate):
+        allowed = "0 or more, or a schedule"
+        check_number("learning_rate", learning_rate, lambda x: x >= 0, allowed)
