@@ -120,9 +120,16 @@ def check_inputs(
     shapes = [jnp.shape(x) for x in jax.tree.leaves(inputs)]
     fits = [shape[:1] == (number,) for shape in shapes]
     if shapes and not (all(fits) if every else any(fits)):
+        hint, sizes = "", [shape[0] if shape else 0 for shape in shapes]
+        if not every and all(size and number % size == 0 for size in sizes):
+            hint = (
+                " If these are labels of pixels or tokens, use "
+                "per_class_value_and_grad and a chain: see docs/balanced_gradient.md, "
+                "'Labels of pixels or tokens'."
+            )
         raise ValueError(
             f"inputs must have the {number} examples of the {name} on their first "
-            f"axis, got {', '.join(map(str, shapes))}."
+            f"axis, got {', '.join(map(str, shapes))}.{hint}"
         )
 
 

@@ -672,6 +672,16 @@ class TestErrors:
             fused(CASES["mlp"], LABELS[:5], path=path)
 
     @pytest.mark.parametrize("path", ["fused", "masked"])
+    def test_labels_of_pixels(self, path: Any) -> None:
+        def loss(w: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
+            return (x @ w).reshape(-1) - y.astype(x.dtype)
+
+        given = jnp.ones(8), jnp.ones((2, 3, 3, 8)), jnp.zeros(18, int)
+        pcn_jax.per_class_value_and_grad(loss, 2)(*given)
+        with pytest.raises(ValueError, match=r"use per_class_value_and.*tokens'"):
+            pcn_value_and_grad(loss, 2, path=path)(*given)
+
+    @pytest.mark.parametrize("path", ["fused", "masked"])
     def test_parameters_that_cannot_be_trained(self, path: str) -> None:
         for value, message in {3: "a counter", 1j: "the imaginary part"}.items():
             params = {**MLP, "more": jnp.asarray(value)}
