@@ -506,6 +506,14 @@ def test_impossible_configuration_is_refused(
         build(ModelConfig(**config), num_classes=10)
 
 
+@pytest.mark.parametrize("name", ["activation", "last_activation"])
+def test_the_name_of_an_activation_is_refused(name: str) -> None:
+    options: dict[str, Any] = {name: "relu"}
+    message = f"{name} must be a function, such as flax.linen.relu, got 'relu'"
+    with pytest.raises(ValueError, match=message):
+        MLP(3, **options)
+
+
 @every_model
 def test_one_class_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match="at least 2, got 1"):

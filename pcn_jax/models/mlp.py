@@ -28,7 +28,8 @@ class MLP(nn.Module):
       param_dtype: dtype of the parameters.
 
     Raises:
-      ValueError: if `num_classes` or a width is too small.
+      ValueError: if `num_classes` or a width is too small, or an activation is no
+        function.
 
     Example:
       >>> model = MLP(num_classes=2)
@@ -59,6 +60,12 @@ class MLP(nn.Module):
         check_num_classes(self.num_classes)
         if any(width < 1 for width in self.features):
             raise ValueError(f"features must be positive widths, got {self.features}.")
+        for name in ("activation", "last_activation"):
+            if not callable(function := getattr(self, name)):
+                raise ValueError(
+                    f"{name} must be a function, such as flax.linen.relu, got "
+                    f"{function!r}."
+                )
         super().__post_init__()
 
     @nn.compact
