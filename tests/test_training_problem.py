@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import linen as nn
+from flax import nnx
 from training_cases import (
     NUM_CLASSES,
     SMALL_MLP,
@@ -38,6 +40,31 @@ from pcn_jax.training import (
 from pcn_jax.training.algorithms import make_sampler
 
 
+class NoDefaultNet(nn.Module):
+    """Has to be told whether it is in training."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> Any:
+        x = nn.Dropout(0.5, deterministic=not train)(x)
+        return nn.Dense(NUM_CLASSES)(x)
+
+
+class TimesThree(nn.Module):
+    """Has nothing to learn."""
+
+    def __call__(self, x: jax.Array, *, train: bool) -> Any:
+        del train
+        return 3 * x[:, :NUM_CLASSES]
+
+
+class BothNet(nn.Module):
+    """Returns its inputs, too."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> Any:
+        return nn.Dense(NUM_CLASSES)(x), x
+
+
 class TestProblem:
     """The data, the model and passes over all of it."""
 
@@ -52,9 +79,31 @@ class TestProblem:
 
     @pytest.mark.parametrize("number", [NUM_CLASSES - 1, NUM_CLASSES + 1])
     def test_a_model_of_other_classes_is_refused(self, number: int) -> None:
-        on = Problem(blobs(), MLP(num_classes=number))
-        with pytest.raises(ValueError, match=rf"logits .*, got \[1, {number}\]"):
-            trainer("pcnsgd", on)(0)
+        with pytest.raises(ValueError, match=rf"logits .*, got float32\[1, {number}\]"):
+            Problem(blobs(), MLP(num_classes=number))
+
+    @pytest.mark.parametrize(
+        ("model", "message"),
+        [
+            (MLP, "Module, such as .*, got a type"),
+            (
+                nnx.Linear(4, NUM_CLASSES, rngs=nnx.Rngs(0)),
+                r"a Linear\. .*docs/flax.md",
+            ),
+            (nn.Dense(NUM_CLASSES), r"Dense must take .* __call__\(self, x, train\)"),
+            (nn.Sequential([nn.Dense(NUM_CLASSES)]), "Sequential must take"),
+            (TimesThree(), r"arrays to train, got \{\}"),
+            (BothNet(), "got a tuple for B = 1"),
+        ],
+    )
+    def test_what_is_no_model_is_refused(self, model: Any, message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            Problem(blobs(), model)
+
+    def test_a_model_need_not_know_how_it_is_called_by_default(self) -> None:
+        on = Problem(blobs(), NoDefaultNet(), microbatch_size=12)
+        state = trainer("pcnsgd", on)(0)
+        assert np.isfinite(evaluate(on, state)["loss"]).all()
 
     def test_inputs_are_normalised_by_the_statistics_of_the_data(self) -> None:
         data = blobs()

@@ -16,7 +16,7 @@ import numpy as np
 import optax
 
 from pcn_jax.accumulation import accumulate
-from pcn_jax.checks import check_positive_integer
+from pcn_jax.checks import check_params, check_positive_integer, describe
 from pcn_jax.class_gradients import ClassValue, ClassValueAndGrad
 from pcn_jax.data import Dataset
 from pcn_jax.dynamics import class_means, macro_recall
@@ -46,6 +46,7 @@ class Problem:
       splits: `train`, `validation` and `test`, on the default device.
       train_labels: Class of each training example, on the host, `[n]`.
       class_shares: Of the training data, on the host, `[C]`.
+      has_state: Whether the model keeps more than parameters, such as `batch_stats`.
       loop: Kind of loop, resolved for the backend.
       compiled: What training loops have compiled for it.
     """
@@ -67,11 +68,14 @@ class Problem:
           loop: `"python"`, `"scan"`, or `None` to choose by backend.
 
         Raises:
-          ValueError: If `microbatch_size` is not a positive integer.
+          ValueError: If `microbatch_size` is not a positive integer, or the model no
+            flax module that takes `train` and returns one logit a class.
         """
         check_positive_integer("microbatch_size", microbatch_size)
         self.model = model
         self.num_classes = dataset.num_classes
+        self._mean, self._std = dataset.mean, dataset.std
+        self.has_state = self._check_model(dataset.train.inputs[:1]) != {"params"}
         self.loop = resolve_loop(loop)
         self.splits = {
             name: Examples(*jax.device_put(tuple(split)))
@@ -83,36 +87,50 @@ class Problem:
         }
         self.train_labels: np.ndarray = dataset.train.labels
         self.class_shares: np.ndarray = dataset.class_counts / len(self.train_labels)
-        self._mean, self._std = dataset.mean, dataset.std
         self._microbatch_size = microbatch_size
         self.compiled: dict[Any, Any] = {}
 
     def init(self, key: jax.Array) -> tuple[chex.ArrayTree, ModelState]:
-        """Fresh parameters of the model, and its other collections.
-
-        Raises:
-          ValueError: If the model does not return one logit a class.
-        """
+        """Fresh parameters of the model, and its other collections."""
         example = self._normalised(self.splits["train"].inputs[:1])
-        logits, given = self._init_with_output(key, example)
-        if logits.shape != (1, self.num_classes):
-            raise ValueError(
-                f"The data have {self.num_classes} classes, so the model must return "
-                f"logits [B, {self.num_classes}], got {list(logits.shape)} for B = 1."
-            )
-        variables: ModelState = dict(given)
+        variables: ModelState = dict(self._init(key, example))
         return variables.pop("params"), variables
 
     @functools.cached_property
-    def _init_with_output(self) -> Callable[..., Any]:
+    def _init(self) -> Callable[..., Any]:
         """The model's own; compiled where else each operation would be, by itself."""
-        init: Callable[..., Any] = self.model.init_with_output
+        init = functools.partial(self.model.init, train=False)
         return jax.jit(init) if self.loop == "scan" else init
 
-    @functools.cached_property
-    def has_state(self) -> bool:
-        """Whether the model keeps more than parameters, such as `batch_stats`."""
-        return bool(jax.eval_shape(self.init, jax.random.key(0))[1])
+    def _check_model(self, example: np.ndarray) -> set[str]:
+        """The collections of the model, refused if it does not suit the data."""
+        if not isinstance(self.model, nn.Module):
+            raise ValueError(
+                "model must be a flax.linen Module, such as MLP(num_classes="
+                f"{self.num_classes}), got {describe(self.model)}. Others go into a "
+                "loss function for pcn_value_and_grad: see docs/flax.md."
+            )
+
+        def call(key: jax.Array, inputs: jax.Array) -> Any:
+            inputs = self._normalised(inputs)
+            return self.model.init_with_output(key, inputs, train=False)
+
+        try:
+            logits, variables = jax.eval_shape(call, jax.random.key(0), example)
+        except TypeError as error:
+            if "unexpected keyword argument 'train'" not in str(error):
+                raise
+            raise ValueError(
+                f"{type(self.model).__name__} must take whether it is in training: "
+                "def __call__(self, x, train)."
+            ) from error
+        if getattr(logits, "shape", None) != (1, self.num_classes):
+            raise ValueError(
+                f"The data have {self.num_classes} classes, so the model must return "
+                f"logits [B, {self.num_classes}], got {describe(logits)} for B = 1."
+            )
+        check_params(variables.get("params", {}))
+        return set(variables)
 
     def losses(
         self,
@@ -186,7 +204,9 @@ class Problem:
         def of_examples(
             params: chex.ArrayTree, model_state: ModelState, split: Examples
         ) -> tuple[jax.Array, jax.Array]:
-            logits, _ = self._apply(params, model_state, split.inputs, mutable=[])
+            logits, _ = self._apply(
+                params, model_state, split.inputs, train=False, mutable=[]
+            )
             losses = _cross_entropy(logits, split.labels)
             predictions = jnp.argmax(logits, axis=-1).astype(split.labels.dtype)
             return losses, predictions == split.labels
