@@ -33,6 +33,7 @@ class Sampler:
       batch_size: Examples in a batch.
       class_counts: Examples of each class in every batch, `[C]`, or `None` where the
         sampler does not fix them.
+      num_examples: Of the data that it draws from, `n`; `None` for any.
 
     Example:
       >>> sampler = oversampled(np.array([0, 0, 0, 1]), batch_size=2)
@@ -43,6 +44,7 @@ class Sampler:
     draw: Callable[[jax.Array, jax.Array], jax.Array]
     batch_size: int
     class_counts: tuple[int, ...] | None
+    num_examples: int | None = None
 
     def __call__(self, seed: ArrayLike, step: ArrayLike) -> jax.Array:
         """Indices of the batch of a step, int32 `[batch_size]`."""
@@ -71,7 +73,8 @@ def uniform(labels: np.ndarray, batch_size: int) -> Sampler:
     """
     labels, _ = _check(labels, batch_size)
     everything = _Pools(np.arange(len(labels)), np.array([len(labels)]))
-    return Sampler(_fixed(everything, [batch_size]), batch_size, None)
+    draw = _fixed(everything, [batch_size])
+    return Sampler(draw, batch_size, None, len(labels))
 
 
 def stratified(labels: np.ndarray, batch_size: int) -> Sampler:
@@ -167,7 +170,8 @@ def oversampled(labels: np.ndarray, batch_size: int) -> Sampler:
             f"{(each + 1) * num_classes}."
         )
     counts = [each] * num_classes
-    return Sampler(_fixed(_by_class(labels), counts), batch_size, tuple(counts))
+    draw = _fixed(_by_class(labels), counts)
+    return Sampler(draw, batch_size, tuple(counts), len(labels))
 
 
 def progressively_balanced(
@@ -226,7 +230,7 @@ def progressively_balanced(
             everything.example(seed, jnp.zeros_like(slots), uniform_draw),
         )
 
-    return Sampler(draw, batch_size, None)
+    return Sampler(draw, batch_size, None, len(labels))
 
 
 _ROUNDS = 24  # of the shuffle; from 16 on, tests cannot tell it from chance
@@ -266,7 +270,8 @@ def _proportional(
             f"The smallest batch size that works is {_smallest_batch(weights)}."
         )
     batch_counts = tuple(int(count) for count in counts)
-    return Sampler(_fixed(_by_class(labels), batch_counts), batch_size, batch_counts)
+    draw = _fixed(_by_class(labels), batch_counts)
+    return Sampler(draw, batch_size, batch_counts, len(labels))
 
 
 def _largest_remainders(weights: np.ndarray, batch_sizes: np.ndarray) -> np.ndarray:

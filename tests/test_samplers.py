@@ -95,7 +95,8 @@ class TestPurity:
         batch = compiled(name)(1, 2)
         assert (batch.dtype, batch.shape) == (jnp.int32, (BATCH,))
         assert 0 <= batch.min() <= batch.max() < len(LABELS)
-        assert SAMPLERS[name](LABELS, BATCH).batch_size == BATCH
+        sampler = SAMPLERS[name](LABELS, BATCH)
+        assert (sampler.batch_size, sampler.num_examples) == (BATCH, len(LABELS))
         with jax.enable_x64(True):
             wide = jax.jit(SAMPLERS[name](LABELS, BATCH))(1, 2)
         assert wide.dtype == jnp.int32

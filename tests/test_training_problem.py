@@ -25,6 +25,7 @@ from training_cases import (
     full_class_gradients,
     problem,
     steps_of,
+    train_config,
     trainer,
 )
 
@@ -36,6 +37,7 @@ from pcn_jax.training import (
     Problem,
     SamplerName,
     TrainState,
+    make_steps,
 )
 from pcn_jax.training.algorithms import make_sampler
 
@@ -246,6 +248,13 @@ def test_what_is_averaged_over_batches_needs_them(algorithm: AlgorithmName) -> N
     label = re.escape(ALGORITHMS[algorithm].label)
     with pytest.raises(ValueError, match=f"{label} needs mini-batches"):
         trainer(algorithm, problem("python", BatchNormNet()), sampler="full")
+
+
+def test_a_sampler_of_other_data_is_refused() -> None:
+    other = make_sampler("uniform", np.arange(200) % NUM_CLASSES, 12, 6)
+    message = "draws from 200 examples, but the training data have 33"
+    with pytest.raises(ValueError, match=message):
+        make_steps(problem(), ALGORITHMS["sgd"], train_config(), optax.sgd(0.1), other)
 
 
 @pytest.mark.parametrize("sampler", ["oversampled", "square-root"])

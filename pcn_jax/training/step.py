@@ -116,9 +116,15 @@ def make_steps(
 
     Raises:
       ValueError: If the algorithm halves the classes of batches and `sampler` is
-        `None`; by `init`, if a gradient of all the data is needed and the examples
-        interact in the model.
+        `None`, or if that was made for another number of examples; by `init`, if a
+        gradient of all the data is needed and the examples interact in the model.
     """
+    size = len(problem.train_labels)
+    if sampler is not None and sampler.num_examples not in (None, size):
+        raise ValueError(
+            f"The sampler draws from {sampler.num_examples} examples, but the training "
+            f"data have {size}: make it from problem.train_labels."
+        )
     weights, balanced = _balanced(problem, algorithm, config, sampler)
     links = []
     if algorithm.links and not balanced:
