@@ -115,6 +115,12 @@ def test_what_the_data_cannot_give_is_refused(config: DataConfig, message: str) 
         load(config)
 
 
+def test_the_name_of_a_set_up_is_no_set_up() -> None:
+    name: Any = "digits-lt"
+    with pytest.raises(ValueError, match=r"such as SETUPS\['digits-lt'\].*got 'digi"):
+        load(name)
+
+
 # --- configuration -------------------------------------------------------------------
 
 
@@ -139,7 +145,8 @@ def test_what_the_data_cannot_give_is_refused(config: DataConfig, message: str) 
         ({"profile": "geometric", "ratio": float("nan")}, "ratio=nan is not allowed"),
         ({"profile": "step", "imbalance_factor": 0.1}, "imbalance_factor=0.1 is not"),
         ({"profile": "step", "imbalance_factor": float("inf")}, "it must be finite"),
-        ({"profile": "balanced", "n_max": 0}, "n_max=0 is not allowed"),
+        ({"profile": "balanced", "n_max": 0}, "n_max must be a positive integer, got"),
+        ({"profile": "balanced", "n_max": 2.5}, "positive integer, got 2.5"),
         ({"profile": "counts", "counts": (5, 0)}, "each at least 1"),
         ({"profile": "counts", "counts": (5,)}, "two or more"),
         ({"groups": ((1,),)}, "groups=.* two or more"),

@@ -79,6 +79,28 @@ def test_counts_fall_from_n_max_and_leave_no_class_empty(
     assert np.all(counts <= shape(num_classes, n_max + 1, x))
 
 
+def test_a_single_class_has_all_examples() -> None:
+    assert list(exponential_counts(1, 7, imbalance_factor=10)) == [7]
+
+
+@pytest.mark.parametrize(
+    ("shape", "arguments", "message"),
+    [
+        (geometric_counts, {"ratio": 10}, "ratio=10 is not allowed.* at most 1"),
+        (geometric_counts, {"ratio": float("nan")}, "ratio=nan is not allowed"),
+        (exponential_counts, {"imbalance_factor": 0.1}, "imbalance_factor=0.1 is not"),
+        (step_counts, {"imbalance_factor": float("nan")}, "imbalance_factor=nan is"),
+        (step_counts, {"imbalance_factor": 2, "n_max": 2.5}, "n_max must be a pos"),
+        (geometric_counts, {"ratio": 1, "num_classes": 0}, "num_classes must be a pos"),
+    ],
+)
+def test_numbers_that_make_no_profile_are_refused(
+    shape: Callable[..., Any], arguments: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        shape(**({"num_classes": 5, "n_max": 100} | arguments))
+
+
 def _counts(config: DataConfig, available: list[int], **options: Any) -> list[int]:
     chosen = {"groups": IDENTITY, "label_names": NAMES} | options
     return list(label_counts(config, np.array(available), **chosen))

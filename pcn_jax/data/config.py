@@ -11,6 +11,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Literal
 
+from pcn_jax.checks import check_positive_integer
+
 Profile = Literal["natural", "balanced", "geometric", "exponential", "step", "counts"]
 
 # Of each profile: the field it needs, and whether `n_max` may go with it.
@@ -139,17 +141,29 @@ class DataConfig:
                     f"{field}={value!r} does not belong to profile {self.profile!r}, "
                     f"which would ignore it: remove it or choose another profile"
                 )
-        if self.ratio is not None:
-            _check("ratio", self.ratio, 0 < self.ratio <= 1, "above 0, at most 1")
-        if self.imbalance_factor is not None:
-            factor = self.imbalance_factor
-            allowed = "finite and 1 or more (largest count over smallest)"
-            _check("imbalance_factor", factor, 1 <= factor < math.inf, allowed)
-        if self.n_max is not None:
-            _check("n_max", self.n_max, self.n_max >= 1, "1 or more")
+        check_profile(
+            n_max=self.n_max, ratio=self.ratio, imbalance_factor=self.imbalance_factor
+        )
         if self.counts is not None:
             several = len(self.counts) >= 2 and min(self.counts) >= 1
             _check("counts", self.counts, several, "two or more, each at least 1")
+
+
+def check_profile(
+    *,
+    n_max: int | None = None,
+    ratio: float | None = None,
+    imbalance_factor: float | None = None,
+) -> None:
+    """Refuses numbers that make no profile, of those that there are."""
+    if ratio is not None:
+        _check("ratio", ratio, 0 < ratio <= 1, "above 0, at most 1")
+    if imbalance_factor is not None:
+        allowed = "finite and 1 or more (largest count over smallest)"
+        fits = 1 <= imbalance_factor < math.inf
+        _check("imbalance_factor", imbalance_factor, fits, allowed)
+    if n_max is not None:
+        check_positive_integer("n_max", n_max)
 
 
 def _check(field: str, value: object, ok: bool, allowed: str) -> None:

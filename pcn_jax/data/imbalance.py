@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from pcn_jax.data.config import DataConfig
+from pcn_jax.checks import check_positive_integer
+from pcn_jax.data.config import DataConfig, check_profile
 
 Counts = NDArray[np.int64]
 
@@ -24,9 +25,15 @@ def geometric_counts(num_classes: int, n_max: int, *, ratio: float) -> Counts:
     Returns:
       int64 `[C]`.
 
+    Raises:
+      ValueError: if `num_classes` or `n_max` is not a positive integer, or `ratio` not
+        above 0 and at most 1.
+
     >>> geometric_counts(4, 5000, ratio=0.6)
     array([5000, 3000, 1800, 1080])
     """
+    check_positive_integer("num_classes", num_classes)
+    check_profile(n_max=n_max, ratio=ratio)
     counts: Counts = np.rint(n_max * ratio ** np.arange(num_classes)).astype(np.int64)
     return np.maximum(counts, 1)
 
@@ -37,15 +44,21 @@ def exponential_counts(
     """`n_l = n_max · IF^(-l/(C-1))`, rounded down, at least 1.
 
     The long-tailed profile of Cui et al., *Class-Balanced Loss*, CVPR 2019, and Cao et
-    al., *Learning Imbalanced Datasets with LDAM*, NeurIPS 2019. Needs two classes.
+    al., *Learning Imbalanced Datasets with LDAM*, NeurIPS 2019.
 
     Returns:
       int64 `[C]`.
 
+    Raises:
+      ValueError: if `num_classes` or `n_max` is not a positive integer, or
+        `imbalance_factor` not finite and 1 or more.
+
     >>> exponential_counts(10, 5000, imbalance_factor=100)
     array([5000, 2997, 1796, 1077,  645,  387,  232,  139,   83,   50])
     """
-    exponents = np.arange(num_classes) / (num_classes - 1)
+    check_positive_integer("num_classes", num_classes)
+    check_profile(n_max=n_max, imbalance_factor=imbalance_factor)
+    exponents = np.arange(num_classes) / max(num_classes - 1, 1)
     return _floor(n_max / imbalance_factor**exponents)
 
 
@@ -57,9 +70,15 @@ def step_counts(num_classes: int, n_max: int, *, imbalance_factor: float) -> Cou
     Returns:
       int64 `[C]`.
 
+    Raises:
+      ValueError: if `num_classes` or `n_max` is not a positive integer, or
+        `imbalance_factor` not finite and 1 or more.
+
     >>> step_counts(4, 5000, imbalance_factor=100)
     array([5000, 5000,   50,   50])
     """
+    check_positive_integer("num_classes", num_classes)
+    check_profile(n_max=n_max, imbalance_factor=imbalance_factor)
     minority = np.arange(num_classes) >= num_classes // 2
     return _floor(np.where(minority, n_max / imbalance_factor, n_max))
 

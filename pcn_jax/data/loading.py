@@ -31,7 +31,7 @@ def load(config: DataConfig) -> Dataset:
     Raises:
       FileNotFoundError: if the data is not there; it says how to get it.
       ModuleNotFoundError: if the `data` extra is not installed.
-      ValueError: if the data cannot be used as the configuration asks.
+      ValueError: if it is no `DataConfig`, or the data cannot be used as it asks.
 
     >>> data = load(DataConfig("digits", profile="geometric", ratio=0.5, n_max=64))
     >>> data.class_counts
@@ -39,6 +39,11 @@ def load(config: DataConfig) -> Dataset:
     >>> data.train.inputs.shape, data.test.inputs.shape
     ((130, 8, 8, 1), (250, 8, 8, 1))
     """
+    if not isinstance(config, DataConfig):
+        raise ValueError(
+            "load takes a DataConfig, such as SETUPS['digits-lt'] or "
+            f"DataConfig('cifar10'), got {config!r}"
+        )
     source = _read(config)
     groups = _groups(config, source)
     names = tuple("+".join(source.label_names[k] for k in group) for group in groups)
