@@ -9,7 +9,13 @@ import numpy as np
 import pytest
 from dataset_checks import assert_disjoint, class_totals, splits
 
-from pcn_jax.data import SETUPS, DataConfig, input_statistics, load
+from pcn_jax.data import (
+    SETUPS,
+    DataConfig,
+    from_arrays,
+    input_statistics,
+    load,
+)
 from pcn_jax.data.imbalance import label_counts
 
 # --- digits and the common path ------------------------------------------------------
@@ -275,7 +281,7 @@ Y = _arrays()["y_train"]
         ),
         (
             _arrays(x_test=np.ones((9, 6), np.uint8), y_test=np.arange(9) % 3),
-            "x_train is float64, x_test is uint8",
+            "x_train is taken as float32, x_test as uint8",
         ),
         (
             _arrays(x_test=np.ones((9, 6)), y_test=np.arange(9)),
@@ -292,6 +298,37 @@ def test_unusable_npz_files_are_refused_with_the_reason(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         load(_npz(tmp_path, arrays))
+
+
+def test_own_arrays_give_what_their_file_gives(tmp_path: Path) -> None:
+    test = _arrays((9, 8, 7))
+    arrays = _arrays(x_test=test["x_train"] + 0.5, y_test=test["y_train"])
+    for given in (arrays, _arrays()):
+        config = dataclasses.replace(_npz(tmp_path, given), profile="balanced", seed=4)
+        data, expected = from_arrays(**given, config=config), load(config)
+        assert (data.name, data.class_names) == ("own data", ("0", "1", "2"))
+        for own, of_file in zip(splits(data), splits(expected), strict=True):
+            np.testing.assert_array_equal(own.inputs, of_file.inputs)
+            np.testing.assert_array_equal(own.labels, of_file.labels)
+        np.testing.assert_array_equal(data.std, expected.std)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"y_train": Y - 1}, "^y_train has label -1"),
+        ({"x_test": np.ones((9, 6))}, "^y_test missing: give both of x_test and y_t"),
+        ({"y_test": Y}, "^x_test missing"),
+        ({"config": "exponential"}, "^config must be a DataConfig, .* got 'exponent"),
+        ({"config": DataConfig(class_names=("a", "b"))}, "but own data has 3 classes"),
+        ({"config": DataConfig(profile="balanced", n_max=99)}, "^class 0 asks for 99"),
+    ],
+)
+def test_errors_of_own_arrays_name_the_argument(
+    options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        from_arrays(**(_arrays() | options))
 
 
 def test_files_that_are_no_npz_are_refused(tmp_path: Path) -> None:

@@ -3,12 +3,14 @@
 >>> from pcn_jax.data import SETUPS, load
 >>> load(SETUPS["digits-lt"]).class_counts
 array([120,  72,  43,  26,  16,   9,   6,   3,   2,   2])
+
+`from_arrays` does the same with arrays of your own.
 """
 
 from pcn_jax.data.config import DataConfig
 from pcn_jax.data.dataset import Dataset, Split, input_statistics
 from pcn_jax.data.imbalance import exponential_counts, geometric_counts, step_counts
-from pcn_jax.data.loading import load
+from pcn_jax.data.loading import from_arrays, load
 from pcn_jax.data.setups import SETUPS
 
 __all__ = [
@@ -17,6 +19,7 @@ __all__ = [
     "Dataset",
     "Split",
     "exponential_counts",
+    "from_arrays",
     "geometric_counts",
     "input_statistics",
     "load",

@@ -1,10 +1,12 @@
 """Puts a data set together: read, merge, hold out, make imbalanced, summarise."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pcn_jax.data.arrays import to_source
 from pcn_jax.data.config import DataConfig
 from pcn_jax.data.dataset import Dataset, Source, Split, input_statistics
 from pcn_jax.data.digits import read_digits
@@ -39,13 +41,65 @@ def load(config: DataConfig) -> Dataset:
     >>> data.train.inputs.shape, data.test.inputs.shape
     ((130, 8, 8, 1), (250, 8, 8, 1))
     """
+    _check_config(config)
+    return _assemble(_read(config), config, config.name)
+
+
+def from_arrays(
+    x_train: Any,
+    y_train: Any,
+    *,
+    x_test: Any = None,
+    y_test: Any = None,
+    config: DataConfig | None = None,
+    name: str = "own data",
+) -> Dataset:
+    """Makes a data set of your own arrays, as `load` does of a .npz file.
+
+    Validation and test are of equally many examples of each label: of `x_test` half
+    each where there is one, and otherwise held out of `x_train`, together a fifth of
+    the smallest label, of each label. Training gets what the profile asks for of the
+    rest. With splits of your own call `Dataset`, and `input_statistics` for the mean
+    and the standard deviation.
+
+    Args:
+      x_train: inputs `[n, ...]`: uint8 is kept, other real dtypes become float32. Three
+        axes are taken as grey images and get a channel axis.
+      y_train: their labels, integers from 0, `[n]` or `[n, 1]`.
+      x_test: inputs of a test split, or None.
+      y_test: their labels, or None.
+      config: how imbalanced, which classes, and the seed; None takes all that is not
+        held out. Which data to read (`name`, `data_dir`, `label_feature`) is not used.
+      name: what the data set is called.
+
+    Returns:
+      The data set, in host memory.
+
+    Raises:
+      ValueError: if the arrays cannot be used as the configuration asks.
+
+    >>> x, y = np.arange(120.0).reshape(60, 2), np.repeat([0, 1, 2], 20)
+    >>> config = DataConfig(profile="geometric", ratio=0.5)
+    >>> data = from_arrays(x, y, config=config)
+    >>> data.class_counts, data.test.inputs.shape
+    (array([16,  8,  4]), (6, 2))
+    """
+    config = DataConfig() if config is None else config
+    _check_config(config)
+    return _assemble(to_source(x_train, y_train, x_test, y_test), config, name)
+
+
+def _check_config(config: Any) -> None:
     if not isinstance(config, DataConfig):
         raise ValueError(
-            "load takes a DataConfig, such as SETUPS['digits-lt'] or "
+            "config must be a DataConfig, such as SETUPS['digits-lt'] or "
             f"DataConfig('cifar10'), got {config!r}"
         )
-    source = _read(config)
-    groups = _groups(config, source)
+
+
+def _assemble(source: Source, config: DataConfig, name: str) -> Dataset:
+    """Merges classes, holds examples out and chooses those to train on."""
+    groups = _groups(config, source, name)
     names = tuple("+".join(source.label_names[k] for k in group) for group in groups)
     class_of = np.full(len(source.label_names), -1, np.int32)
     for index, group in enumerate(groups):
@@ -71,7 +125,7 @@ def load(config: DataConfig) -> Dataset:
     inputs = train.inputs[rows]
     mean, std = input_statistics(inputs)
     return Dataset(
-        name=config.name,
+        name=name,
         train=Split(inputs, class_of[train.labels[rows]]),
         validation=_take(test, validation_rows, class_of),
         test=_take(test, test_rows, class_of),
@@ -89,25 +143,25 @@ def _read(config: DataConfig) -> Source:
     return read_tfds(config.name, config.data_dir, config.label_feature)
 
 
-def _groups(config: DataConfig, source: Source) -> tuple[tuple[int, ...], ...]:
+def _groups(
+    config: DataConfig, source: Source, name: str
+) -> tuple[tuple[int, ...], ...]:
     num_labels = len(source.label_names)
     groups = config.groups or tuple((label,) for label in range(num_labels))
     if (largest := max(max(group) for group in groups)) >= num_labels:
         raise ValueError(
-            f"groups={groups!r} names label {largest}, but {config.name} has labels 0 "
+            f"groups={groups!r} names label {largest}, but {name} has labels 0 "
             f"to {num_labels - 1}"
         )
     if len(groups) < 2:
-        raise ValueError(
-            f"{config.name} has {len(groups)} class; two or more are needed"
-        )
+        raise ValueError(f"{name} has {len(groups)} class; two or more are needed")
     for field, value in (
         ("counts", config.counts),
         ("class_names", config.class_names),
     ):
         if value is not None and len(value) != len(groups):
             raise ValueError(
-                f"{field} has {len(value)} entries, but {config.name} has "
+                f"{field} has {len(value)} entries, but {name} has "
                 f"{len(groups)} classes: give one for each"
             )
     return groups
