@@ -12,6 +12,8 @@ from dataset_checks import assert_disjoint, class_totals, splits
 from pcn_jax.data import (
     SETUPS,
     DataConfig,
+    Dataset,
+    Split,
     from_arrays,
     input_statistics,
     load,
@@ -329,6 +331,68 @@ def test_errors_of_own_arrays_name_the_argument(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         from_arrays(**(_arrays() | options))
+
+
+# --- made by hand --------------------------------------------------------------------
+
+X3 = np.arange(12, dtype=np.float32).reshape(6, 2)
+Y3: Any = np.array([0, 1, 2, 0, 1, 2])
+LIST: Any = [0, 1, 2, 0, 1, 2]
+
+
+def _dataset(**changes: Any) -> Dataset:
+    split = Split(X3, Y3)
+    mean, std = input_statistics(X3)
+    fields: dict[str, Any] = {
+        "name": "own",
+        "train": split,
+        "validation": split,
+        "test": split,
+    }
+    fields |= {"class_names": ("a", "b", "c"), "mean": mean, "std": std}
+    return Dataset(**(fields | changes))
+
+
+def test_splits_may_lack_a_class_where_nothing_is_learned() -> None:
+    assert list(_dataset(test=Split(X3[:1], Y3[:1])).class_counts) == [2, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"test": Split(X3, Y3 + 3)}, "test.labels has label 5, but there are 3 class"),
+        ({"validation": Split(X3, Y3 - 1)}, "validation.labels has label -1"),
+        ({"train": Split(X3, Y3.astype(float))}, "train.labels is float64; it must be"),
+        (
+            {"train": Split(X3, Y3[:, None])},
+            r"train.labels has shape \(6, 1\), train.in",
+        ),
+        ({"train": Split(X3, Y3[:5])}, "train.inputs 6 examples"),
+        ({"train": Split(X3, LIST)}, "train.labels must be an array, got a list"),
+        ({"train": (X3, Y3)}, r"train must be a Split\(inputs, labels\), got a tuple"),
+        (
+            {"validation": Split(X3[:0], Y3[:0])},
+            r"validation.inputs has shape \(0, 2\)",
+        ),
+        (
+            {"train": Split(np.where(X3 > 9, np.nan, X3), Y3)},
+            "train.inputs has 2 values that are NaN",
+        ),
+        ({"test": Split(X3[:, :1], Y3)}, r"shape \(2,\), one of test.inputs \(1,\)"),
+        ({"test": Split(X3.astype(np.uint8), Y3)}, "test.inputs as uint8: give both"),
+        ({"class_names": tuple("abcd")}, "class 3 .'d'. has no training examples"),
+        ({"class_names": ("a", "b")}, "label 2, but there are 2 class_names"),
+        ({"mean": np.zeros(1)}, r"mean must be as input_stat.*\(2,\), got \(1,\)"),
+        ({"mean": np.array([0, np.nan])}, "mean must be finite, got nan"),
+        ({"std": np.zeros(2)}, "std must be positive and finite, got 0.0"),
+        ({"std": np.array([1, np.inf])}, "std must be positive and finite, got inf"),
+    ],
+)
+def test_what_cannot_be_trained_on_is_refused(
+    changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        _dataset(**changes)
 
 
 def test_files_that_are_no_npz_are_refused(tmp_path: Path) -> None:

@@ -5,11 +5,15 @@ split and of nothing else, so they live on :class:`Dataset`, where no batch size
 change them.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from pcn_jax.checks import check_numbers, check_shapes, describe
+from pcn_jax.data.checks import check_alike, check_examples
 
 _BLOCK = 4096  # rows whose squares are held as float64 at once
 
@@ -61,6 +65,13 @@ class Dataset:
       std: float32, the standard deviation beside it; 1 where it would be 0, so that
         `(inputs - mean) / std` is always finite.
 
+    Raises:
+      ValueError: at construction, if a split is empty, or its inputs are not real,
+        finite and like those of the others; if labels are not integers from 0 to the
+        last class, or a class has no training examples; or if the mean or the standard
+        deviation is not one finite number for each entry of the last axis, the latter
+        positive.
+
     >>> two = Split(np.array([[1.0], [3.0], [5.0]], np.float32), np.array([0, 1, 0]))
     >>> data = Dataset("two", two, two, two, ("a", "b"), *input_statistics(two.inputs))
     >>> data.num_classes, data.class_counts
@@ -74,6 +85,40 @@ class Dataset:
     class_names: tuple[str, ...]
     mean: NDArray[np.float32]
     std: NDArray[np.float32]
+
+    def __post_init__(self) -> None:
+        """Checks what training relies on."""
+        for name in ("train", "validation", "test"):
+            split = getattr(self, name)
+            if not isinstance(split, Split):
+                raise ValueError(
+                    f"{name} must be a Split(inputs, labels), got {describe(split)}"
+                )
+            check_examples(
+                f"{name}.inputs", split.inputs, f"{name}.labels", split.labels
+            )
+            check_alike(
+                "train.inputs", self.train.inputs, f"{name}.inputs", split.inputs
+            )
+            if (largest := int(split.labels.max())) >= self.num_classes:
+                raise ValueError(
+                    f"{name}.labels has label {largest}, but there are "
+                    f"{self.num_classes} class_names: number the classes from 0, and "
+                    "name each"
+                )
+        if not self.class_counts.all():
+            absent = int(np.argmin(self.class_counts))
+            raise ValueError(
+                f"class {absent} ({self.class_names[absent]!r}) has no training "
+                "examples: leave its name out, and renumber the labels without gaps"
+            )
+        channels = self.train.inputs.shape[-1:]
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            check_shapes(name, values, channels, "as input_statistics gives it")
+        check_numbers("mean", self.mean, math.isfinite, "finite")
+        check_numbers(
+            "std", self.std, lambda x: 0 < x < math.inf, "positive and finite"
+        )
 
     @property
     def num_classes(self) -> int:
