@@ -363,7 +363,7 @@ class TestAccumulate:
             accumulate(eager, size)
 
     def test_refuses_other_loops(self) -> None:
-        with pytest.raises(ValueError, match="'python', 'scan' or None, got 'fori'"):
+        with pytest.raises(ValueError, match="one of 'python', 'scan', got 'fori'"):
             accumulate(eager, 4, loop="fori")  # type: ignore[arg-type]
 
 

@@ -103,5 +103,5 @@ def test_micro_batches_have_a_positive_size(size: Any) -> None:
 
 def test_inputs_must_be_as_many_as_labels() -> None:
     known = known_labels_value_and_grad(loss_fn, 2, np.array([0, 1]))
-    with pytest.raises(ValueError, match=r"must be 2 examples.*got \[3\]"):
+    with pytest.raises(ValueError, match=r"the 2 examples .*, got \(3, 3\)"):
         known(PARAMS, jnp.ones((3, 3)))

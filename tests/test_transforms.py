@@ -26,6 +26,9 @@ LINKS: dict[str, Callable[[], optax.GradientTransformationExtraArgs]] = {
     "class_momentum": functools.partial(pcn_jax.class_momentum, 2, 0.9),
     "clip_by_class_norm": functools.partial(pcn_jax.clip_by_class_norm, 1.0),
     "scale_by_class_frequency": pcn_jax.scale_by_class_frequency,
+    "scale_by_class_weights": functools.partial(
+        pcn_jax.scale_by_class_weights, pcn_jax.weights.inverse_norm()
+    ),
     "scale_by_class_angle": pcn_jax.scale_by_class_angle,
     "scale_by_smoothed_class_norm": functools.partial(
         pcn_jax.scale_by_smoothed_class_norm, 1, 0.5
