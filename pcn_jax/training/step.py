@@ -234,7 +234,7 @@ def make_steps(
             state.opt_state,
             state.params,
             class_counts=value.counts,
-            reference=state.reference,
+            reference=state.reference if algorithm.needs_reference else None,
         )
         updates = jax.tree.map(
             lambda u: u * state.learning_rate.astype(u.dtype), updates
