@@ -384,7 +384,18 @@ CASES = {
     "transposed conv": _cnn(
         (3, 3, 2, 4), lhs_dilation=(2, 2), padding=((2, 1), (0, 2))
     ),
-    "grouped conv": _cnn((3, 3, 1, 4), feature_group_count=2),
+    "depthwise conv": _cnn((3, 3, 1, 4), feature_group_count=2),
+    "strided depthwise conv": _cnn(
+        (3, 2, 1, 4),
+        feature_group_count=2,
+        window_strides=(2, 3),
+        lhs_dilation=(1, 2),
+        rhs_dilation=(2, 1),
+        padding=((1, 2), (0, 1)),
+    ),
+    "grouped conv": _cnn((3, 3, 2, 4), feature_group_count=2)._replace(
+        inputs=normal(88, SIZE, 8, 8, 4)
+    ),
     "more weights than positions": Case(
         cnn,
         {"kernel": normal(24, 3, 3, 8, 16), "head": layer(25, 16, NUM_CLASSES)},

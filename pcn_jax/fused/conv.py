@@ -53,6 +53,52 @@ def kernel_gradient(
     return at_least_float32(product.transpose([place[d] for d in range(spatial + 2)]))
 
 
+def depthwise_gradients(
+    x: jax.Array,
+    cotangent: jax.Array,
+    kernel: Sequence[int],
+    params: dict[str, Any],
+) -> jax.Array:
+    """The same of each example by itself, where each channel has kernels of its own.
+
+    Args:
+      x: As in `kernel_gradient`.
+      cotangent: As there.
+      kernel: As there, with one channel that is convolved.
+      params: As there, with as many groups of features as channels.
+
+    Returns:
+      The gradients `[B, *kernel]`, in float32 or wider.
+    """
+    numbers, spatial = params["dimension_numbers"], len(kernel) - 2
+    window = [kernel[d] for d in numbers.rhs_spec[2:]]
+    lhs, spec = numbers.lhs_spec, numbers.out_spec
+    x = at_least_float32(x.transpose(lhs[0], *lhs[2:], lhs[1]))
+    cotangent = at_least_float32(cotangent.transpose(spec[0], *spec[2:], spec[1]))
+    out, none = cotangent.shape[1:-1], (0, 0, 0)
+    cotangent = cotangent.reshape(*cotangent.shape[:-1], x.shape[-1], -1)
+    x = lax.pad(x, jnp.zeros((), x.dtype), [none, *_padding(params), none])
+    positions, steps = tuple(range(1, spatial + 1)), params["window_strides"]
+    places = jnp.indices(window, jnp.int32).reshape(spatial, -1)
+    places *= jnp.array(params["rhs_dilation"], jnp.int32)[:, None]
+
+    def at_place(place: jax.Array) -> jax.Array:
+        seen = x
+        for axis, (length, step) in enumerate(zip(out, steps, strict=True)):
+            size = (length - 1) * step + 1
+            seen = lax.dynamic_slice_in_dim(seen, place[axis], size, axis + 1)
+            seen = lax.slice_in_dim(seen, 0, size, step, axis + 1)
+        return jnp.sum(seen[..., None] * cotangent, axis=positions)
+
+    # One place after the other: side by side, XLA would keep what each of them sees.
+    grads = lax.map(at_place, places.T).reshape(*window, len(x), 1, -1)
+    spec = [spatial + 2, spatial + 1, *range(spatial)]  # features come last, then
+    place = dict(zip(numbers.rhs_spec, spec, strict=True))
+    order = [place[d] for d in range(spatial + 2)]
+    of_examples: jax.Array = grads.transpose(spatial, *order)
+    return of_examples
+
+
 def patch_products(
     x: jax.Array,
     y: jax.Array,

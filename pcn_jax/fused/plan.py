@@ -83,7 +83,7 @@ def choose(
       The choice.
     """
     stacked = keep_rows or with_gramian
-    if site.kind == "elementwise":
+    if site.kind == "elementwise" or (site.is_depthwise and is_cpu() and not keep_rows):
         return Choice("rows" if keep_rows else "examples")
     if site.kind == "other" or (site.kind == "lookup" and stacked):
         return Choice("masked")

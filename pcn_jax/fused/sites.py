@@ -43,6 +43,14 @@ class Site(NamedTuple):
     tokens: int
 
     @property
+    def is_depthwise(self) -> bool:
+        """Whether it is a convolution in which each channel has its own kernels."""
+        if self.equation.primitive != "conv_general_dilated" or self.kind != "product":
+            return False
+        numbers = self.equation.params["dimension_numbers"]
+        return bool(self.param_shape[numbers.rhs_spec[1]] == 1)
+
+    @property
     def operand(self) -> Slot:
         """The one operand besides the one parameter, of a product or convolution."""
         (slot,) = (x for x in self.equation.inputs if x not in self.params)

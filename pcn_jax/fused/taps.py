@@ -14,7 +14,7 @@ import numpy as np
 from jax import lax
 
 from pcn_jax.fused.class_layout import ClassLayout
-from pcn_jax.fused.conv import kernel_gradient
+from pcn_jax.fused.conv import depthwise_gradients, kernel_gradient
 from pcn_jax.fused.program import Slot
 from pcn_jax.fused.sites import DenseNumbers, Site
 from pcn_jax.precision import at_least_float32
@@ -66,7 +66,15 @@ def masked_gradients(
 
 
 def example_gradients(site: Site, taps: Taps, size: int) -> jax.Array:
-    """Gradients of so many examples `[B, *param.shape]`, at an elementwise site."""
+    """Gradients of so many examples `[B, *param.shape]`.
+
+    At an elementwise site, or one that is depthwise.
+    """
+    if site.is_depthwise:
+        x, (cotangent,), kernel = site.operand, taps.cotangents, site.param_shape
+        params = site.equation.params
+        grads = depthwise_gradients(taps.values[x], cotangent, kernel, params)
+        return grads.reshape(size, -1, *kernel).sum(axis=1)
     (slot,), (axis,), (cotangent,) = site.params, site.out_axes, taps.cotangents
     param = taps.values[slot]
     if not param.ndim:
