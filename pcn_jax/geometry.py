@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from pcn_jax.checks import check_shapes
-from pcn_jax.precision import at_least_float32
+from pcn_jax.precision import at_least_float32, wide_dot
 
 
 def unit_class_grads(
@@ -82,11 +82,7 @@ def class_cosines(class_grads: chex.ArrayTree) -> jax.Array:
       [[1.0, -1.0, 0.0], [-1.0, 1.0, 0.0], [0.0, 0.0, 0.0]]
     """
     units, _ = unit_class_grads(class_grads)
-    # The highest precision: accelerators multiply matrices in fewer bits by default.
-    products = [
-        jnp.matmul(x, x.T, precision=jax.lax.Precision.HIGHEST)
-        for x in _matrices(units)
-    ]
+    products = [wide_dot(x, x, (1, 1)) for x in _matrices(units)]
     return jnp.clip(functools.reduce(operator.add, products), -1, 1)
 
 
@@ -166,8 +162,7 @@ def sum_rows(class_grads: chex.ArrayTree) -> chex.ArrayTree:
 
     def total(grad: jax.Array) -> jax.Array:
         grad = at_least_float32(grad)
-        ones = jnp.ones(grad.shape[0], grad.dtype)
-        return jnp.tensordot(ones, grad, 1, precision=jax.lax.Precision.HIGHEST)
+        return wide_dot(jnp.ones(len(grad), grad.dtype), grad, (0, 0))
 
     return jax.tree.map(total, class_grads)
 

@@ -171,7 +171,7 @@ class TestEquality:
     def test_norms_of_rows_that_are_too_large_to_keep(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(plan, "_CACHE", 0)
+        monkeypatch.setattr(plan, "_CACHE_SIZE", 0)
         case = CASES["one matrix each"]
         chosen = pcn_jax.pcn_plan(case.loss, NUM_CLASSES)(
             case.params, case.inputs, LABELS

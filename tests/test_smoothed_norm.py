@@ -124,7 +124,7 @@ def test_every_way_measures_halves(name: str) -> None:
 def test_halves_where_most_classes_are_absent(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(plan, "_CACHE", 0)  # streams, one row after the other
+    monkeypatch.setattr(plan, "_CACHE_SIZE", 0)  # streams, one row after the other
     assert_fused_as_masked(name, num_classes=50)
 
 

@@ -310,5 +310,4 @@ def _side_by_side(arrays: Iterable[jax.Array]) -> list[jax.Array]:
 
 
 def _weighted_sum(weights: jax.Array, x: jax.Array) -> jax.Array:
-    highest = jax.lax.Precision.HIGHEST
-    return jnp.tensordot(weights.astype(x.dtype), x, 1, precision=highest)
+    return wide_dot(weights.astype(x.dtype), x, (0, 0))

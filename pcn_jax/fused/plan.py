@@ -21,18 +21,19 @@ _VIEWS = {
     "squeeze",
     "transpose",
 }
-_OF_RAM, _OF_CACHE = 60, 10
-"""Multiplications in the time in which one number is read and written there."""
-_CACHE, _NEAR_CACHE = 2**22, 2**16
+_RAM_COST, _CACHE_COST = 60, 10
+"""Of reading and writing one number there, in multiplications."""
+_CACHE_SIZE, _NEAR_CACHE_SIZE = 2**22, 2**16
 """Numbers that stay in a cache for long, and from one step of a loop to the next."""
-_OF_STEP, _NARROW = 500_000, 64
-"""What a step of a loop costs besides, and the columns below which a product of
-matrices takes no less time."""
-_OF_MEMORY, _OF_PATCHES = 300, 5
-"""The same of an accelerator's memory, and of a multiplication of two patches there.
+_CPU_STEP_COST = 500_000
+"""Of a step of a loop, besides what it does."""
+_NARROW = 64
+"""Columns below which a product of matrices takes no less time."""
+_GPU_MEMORY_COST, _GPU_PATCH_COST = 300, 5
+"""Of a number in the memory of an accelerator, and of a multiplication of two patches.
 Measured on an H100, at 1e14 multiplications a second."""
-_STEP, _CONVOLUTION = 3_000_000_000, 1_500_000_000
-"""What a step of a loop costs there besides, and a convolution at least."""
+_GPU_STEP_COST, _GPU_CONVOLUTION_COST = 3_000_000_000, 1_500_000_000
+"""Of a step of a loop there, besides what it does, and of a convolution at least."""
 _TAIL = 2
 """On a long tail, most examples are of a class so many times the average one."""
 _TOKENS_AT_ONCE = 256
@@ -98,7 +99,7 @@ def choose(
     all_rows = num_rows * weights
     at_once = _group_size(site, num_rows)
     cost = _cost_of_groups(site, num_rows, at_once)
-    if stacked or all_rows <= max(size * _operands(site), _CACHE):
+    if stacked or all_rows <= max(size * _operands(site), _CACHE_SIZE):
         explicit = Choice("rows", at_once)
         if site.kind == "dense" and site.tokens == 1:
             masked = _cost_of_masks(site, num_rows)
@@ -122,25 +123,25 @@ def _choose_on_accelerator(
     size, weights = site.size, math.prod(site.param_shape)
     gradient, features = size * site.tokens * weights, weights // site.contracted
     all_rows = 2 * num_rows * weights  # made, and added up
-    one_masked = max(gradient, _CONVOLUTION if site.kind == "conv" else 0)
-    one_masked += size * site.tokens * features * _OF_MEMORY
-    costs = {Choice("masked"): num_rows * one_masked + all_rows * _OF_MEMORY}
+    one_masked = max(gradient, _GPU_CONVOLUTION_COST if site.kind == "conv" else 0)
+    one_masked += size * site.tokens * features * _GPU_MEMORY_COST
+    costs = {Choice("masked"): num_rows * one_masked + all_rows * _GPU_MEMORY_COST}
     if size * weights <= _MOST_COPIES * size * _operands(site):
         patches = size * site.tokens * site.contracted if site.kind == "conv" else 0
         costs[Choice("rows", size)] = (
-            gradient + (patches + size * weights + all_rows) * _OF_MEMORY
+            gradient + (patches + size * weights + all_rows) * _GPU_MEMORY_COST
         )
     at_once = _group_size(site, num_rows)
-    loop = (size // at_once + num_rows) * _STEP
+    loop = (size // at_once + num_rows) * _GPU_STEP_COST
     if stacked or num_rows * weights <= size * _operands(site):
-        costs[Choice("rows", at_once)] = gradient + all_rows * _OF_MEMORY + loop
+        costs[Choice("rows", at_once)] = gradient + all_rows * _GPU_MEMORY_COST + loop
     else:
         costs[Choice("stream", at_once)] = 2 * gradient + loop
     if site.kind != "product" and not keep_rows:
-        products = (size * site.tokens) ** 2 * _OF_MEMORY
+        products = (size * site.tokens) ** 2 * _GPU_MEMORY_COST
         pairs = size**2 * _products_of_a_pair(site)
         if site.kind == "conv":
-            pairs *= _OF_PATCHES
+            pairs *= _GPU_PATCH_COST
         costs[Choice("pairs")] = gradient + products + pairs
     return min(costs, key=costs.__getitem__)
 
@@ -166,9 +167,11 @@ def _cost_of_groups(site: Site, num_rows: int, at_once: int) -> int:
     weights, operands = math.prod(site.param_shape), _operands(site)
     passes = site.size // at_once + num_rows
     filling = num_rows * (at_once - 1) * site.tokens // 2
-    spills = at_once * operands > _NEAR_CACHE >= operands
-    more = site.size * operands * _OF_CACHE if spills else 0
-    step = _OF_STEP if site.tokens == 1 else 0  # elsewhere a group is long by itself
+    spills = at_once * operands > _NEAR_CACHE_SIZE >= operands
+    more = site.size * operands * _CACHE_COST if spills else 0
+    step = (
+        _CPU_STEP_COST if site.tokens == 1 else 0
+    )  # elsewhere a group is long by itself
     return passes * (weights * _of(weights) + step) + filling * weights + more
 
 
@@ -177,7 +180,7 @@ def _cost_of_masks(site: Site, num_rows: int) -> int:
     features = math.prod(site.param_shape) // site.contracted
     columns = num_rows * features
     more = max(columns, _NARROW) - max(features, _NARROW)
-    return site.size * (more * site.contracted + columns * _OF_CACHE)
+    return site.size * (more * site.contracted + columns * _CACHE_COST)
 
 
 def _operands(site: Site) -> int:
@@ -188,7 +191,7 @@ def _operands(site: Site) -> int:
 
 def _of(numbers: int) -> int:
     """What each of so many numbers costs that are used again and again."""
-    return _OF_CACHE if numbers <= _CACHE else _OF_RAM
+    return _CACHE_COST if numbers <= _CACHE_SIZE else _RAM_COST
 
 
 def _products_of_a_pair(site: Site) -> int:
@@ -263,5 +266,5 @@ def measured_in_place(
 
 
 def is_cpu() -> bool:
-    """Where a loop costs nothing; elsewhere a few large steps are better."""
+    """Whether loops cost little; elsewhere a few large steps are better."""
     return jax.default_backend() == "cpu"

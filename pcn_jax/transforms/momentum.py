@@ -44,7 +44,7 @@ def class_momentum(
     their start from zero.
 
     It remembers `C` times the parameters, and class gradients have to be made.
-    `scale_by_smoothed_class_norm`, which has the same end, remembers two numbers a
+    `scale_by_smoothed_class_norm`, which has the same purpose, remembers two numbers a
     class, and came out ahead wherever the two were compared (`RESULTS.md`, C11).
 
     Args:
