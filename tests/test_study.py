@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import re
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from experiments.claims import (
     c9_end_of_training,
     c11_settings,
     c12_early_stopping,
+    c13_decaying_rate,
     measures,
 )
 from experiments.claims.finding import Effect, Finding, Size
@@ -261,11 +263,20 @@ def test_settings_have_folders_of_their_own_and_known_learning_rates(
 
 
 @pytest.mark.parametrize("size", ["fast", "full"])
-def test_early_stopping_has_known_learning_rates(size: Size) -> None:
-    for setup in c12_early_stopping.SETUPS_OF[size]:
-        stopping = c12_early_stopping.stopping_early(SETUPS[setup])
-        for algorithm in c12_early_stopping.COMPARED[size]:
-            assert stopping.learning_rate_of(algorithm) > 0  # or CI would search
+@pytest.mark.parametrize(
+    ("claim", "variant"),
+    [
+        (c12_early_stopping, c12_early_stopping.stopping_early),
+        (c13_decaying_rate, c13_decaying_rate.decaying),
+    ],
+)
+def test_variants_of_set_ups_have_known_learning_rates(
+    claim: Any, variant: Callable[[Experiment], Experiment], size: Size
+) -> None:
+    for setup in claim.SETUPS_OF[size]:
+        for algorithm in claim.COMPARED[size]:
+            of_setup = variant(SETUPS[setup])
+            assert of_setup.learning_rate_of(algorithm) > 0  # or CI would search
 
 
 def test_a_missing_learning_rate_is_searched(

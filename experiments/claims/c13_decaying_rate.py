@@ -30,12 +30,10 @@ SETUPS_OF: dict[Size, tuple[str, ...]] = {
     "full": (
         "automobile-truck-mlp",
         "horse-deer-mlp",
-        "animals-vehicles-mlp",
         "cifar10-five-mlp",
         "cifar10-multi-mlp",
         "digits-halves",
         "digits-lt",
-        "digits-halves-resnet32",
     ),
 }
 COMPARED: dict[Size, tuple[AlgorithmName, ...]] = {
