@@ -114,11 +114,9 @@ def find(size: Size) -> Finding:
     ]
     tables = [tabulate(rows, head, tablefmt="github")]
     if len(studies) > 1:
-        tables = [
-            one_rule.averages(recalls, "with early stopping"),
-            "All of them:",
-            *tables,
-        ]
+        when = "with early stopping"
+        below = one_rule.below_the_best(recalls, when)
+        tables = [below, one_rule.averages(recalls, when), "All of them:", *tables]
     return Finding(
         title=TITLE,
         effects=effects,

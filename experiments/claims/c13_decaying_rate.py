@@ -88,7 +88,9 @@ def find(size: Size) -> Finding:
     ]
     tables = [tabulate(rows, head, tablefmt="github")]
     if len(studies) > 1:
-        tables = [one_rule.averages(recalls, "at the end"), "All of them:", *tables]
+        when = "at the end"
+        below = one_rule.below_the_best(recalls, when)
+        tables = [below, one_rule.averages(recalls, when), "All of them:", *tables]
     return Finding(
         title=TITLE,
         effects=one_rule.compared(recalls),
