@@ -49,7 +49,7 @@ def traced(case: Case) -> tracing.Traced:
                 "['block']['slope']": "examples",
             },
         ),
-        ("gated", {"['gate'], ['value']": "pairs", "['start']": "masked"}),
+        ("gated", {"['gate'], ['value']": "pairs", "['start']": "examples"}),
         ("kernel first", {"['inner']": "pairs", "['outer']": "rows"}),
         ("convolved", {"['kernels']": "masked", "['tables']": "masked"}),
     ],

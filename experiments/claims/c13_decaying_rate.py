@@ -133,4 +133,4 @@ def _draw(studies: Mapping[str, Study]) -> Figure:
             for name, recall in recalls.items()
         ]
     what = "macro recall: at the end ●, over training ○"
-    return draw_dots(panels, in_a_row=4, what=what)
+    return draw_dots(panels, in_a_row=3, what=what)
