@@ -113,11 +113,11 @@ _HOW_TO_READ = """## How to read it
   (Parentheses), in tables: the least and the largest of the seeds.
 - There are five seeds, and ten on automobile-truck-mlp, but in C2 to C4, C8, C12 and
   C13.
-- Each method has its own learning rate, from the same grid for all (of Adam another),
-  chosen on validation data with other seeds (three; two on digits-halves; one of VGG16
-  and ResNet18, and of GD, PCNGD and PCNSGD+R on the CNN), and
-  [kept](experiments/learning_rates). It is that with the best mean over training, but
-  in C12 and C13.
+- Each method has its own learning rate, from the same grid for all (of Adam another;
+  with momentum a tenth of it), chosen on validation data with other seeds (three; two
+  on digits-halves; one of VGG16 and ResNet18, and of GD, PCNGD and PCNSGD+R on the CNN),
+  and [kept](experiments/learning_rates). It is that with the best mean over training,
+  but in C12 and C13.
 - Recalls are of test data, at the last step unless said otherwise. The minority is the
   rarer of two classes, and the rarest third of more. Macro recall is the mean of the
   recalls of the classes. *Over training*: the mean over log-spaced measurements.
