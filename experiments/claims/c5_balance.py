@@ -1,5 +1,6 @@
 """C5: normalising alone does not balance learning under mini-batches; +O and +R do."""
 
+import dataclasses
 import functools
 
 import numpy as np
@@ -16,6 +17,7 @@ from experiments.claims.measures import (
     rare_recall,
     step_with_as_many_examples,
 )
+from experiments.experiment import Experiment
 from experiments.figures import Panel
 from experiments.intervals import difference, spread
 from experiments.study import BINARY, Study, collect, with_enough_seeds
@@ -29,6 +31,7 @@ COMPARED: tuple[AlgorithmName, ...] = (
     "pcnsgd+r",
     "sgd+rw",
 )
+_FRESH = "PCNSGD+R, fresh"
 _BALANCED: tuple[AlgorithmName, ...] = ("pcnsgd+o", "pcnsgd+r")
 
 
@@ -41,16 +44,22 @@ def find(size: Size) -> Finding:
     Returns:
       The finding.
     """
-    study = collect(with_enough_seeds(BINARY[size], size), size, algorithms=COMPARED)
-    gaps = {name: over_log_steps(np.abs(class_gap(c))) for name, c in study.items()}
-    last_gaps = {name: np.abs(class_gap(c))[:, -1] for name, c in study.items()}
-    losses = {name: over_log_steps(rare_loss(c)) for name, c in study.items()}
+    setup = with_enough_seeds(BINARY[size], size)
+    study = collect(setup, size, algorithms=COMPARED)
+    runs = {ALGORITHMS[name].label: curves for name, curves in study.items()}
+    balanced = [ALGORITHMS[name].label for name in _BALANCED]
+    if setup.train.reference_every > 1:
+        fresh = collect(_fresh(setup), size, algorithms=["pcnsgd+r"], rates_of=setup)
+        runs[_FRESH] = fresh["pcnsgd+r"]
+        balanced.append(_FRESH)
+    gaps = {label: over_log_steps(np.abs(class_gap(c))) for label, c in runs.items()}
+    last_gaps = {label: np.abs(class_gap(c))[:, -1] for label, c in runs.items()}
+    losses = {label: over_log_steps(rare_loss(c)) for label, c in runs.items()}
     effects = []
-    for name in _BALANCED:
-        label = ALGORITHMS[name].label
-        less = difference(gaps[name], gaps["pcnsgd"])
-        lower = difference(losses[name], losses["pcnsgd"])
-        at_last = difference(last_gaps[name], last_gaps["pcnsgd"])
+    for label in balanced:
+        less = difference(gaps[label], gaps["PCNSGD"])
+        lower = difference(losses[label], losses["PCNSGD"])
+        at_last = difference(last_gaps[label], last_gaps["PCNSGD"])
         effects += [
             Effect.of(
                 f"{label}: gap in recall over training minus PCNSGD's {less}",
@@ -74,14 +83,14 @@ def find(size: Size) -> Finding:
     )
     rows = [
         [
-            ALGORITHMS[name].label,
+            label,
             f"{curves.learning_rate:g}",
-            spread(gaps[name]),
-            spread(losses[name]),
-            spread(last_gaps[name]),
+            spread(gaps[label]),
+            spread(losses[label]),
+            spread(last_gaps[label]),
             spread(rare_recall(curves)[:, -1]),
         ]
-        for name, curves in study.items()
+        for label, curves in runs.items()
     ]
     head = [
         "",
@@ -100,8 +109,16 @@ def find(size: Size) -> Finding:
         "sign; it and the loss are means over the log-spaced measurements. After "
         f"{earlier} steps PCNSGD+O has seen as many examples of the minority as PCNSGD "
         "at the end; their training loss is then, minus PCNSGD's at the end, "
-        f"{at_equal_examples}.",
+        f"{at_equal_examples}. PCNSGD+R takes fresh gradients of all data every "
+        f"{setup.train.reference_every} steps, and at every step where it says *fresh*, "
+        "at the same learning rate.",
     )
+
+
+def _fresh(setup: Experiment) -> Experiment:
+    """The set-up with fresh gradients of all data at every step."""
+    train = dataclasses.replace(setup.train, reference_every=1)
+    return dataclasses.replace(setup, name=f"{setup.name}/fresh", train=train)
 
 
 def _draw(study: Study) -> Figure:
