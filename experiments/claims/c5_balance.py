@@ -110,7 +110,7 @@ def find(size: Size) -> Finding:
         f"{earlier} steps PCNSGD+O has seen as many examples of the minority as PCNSGD "
         "at the end; their training loss is then, minus PCNSGD's at the end, "
         f"{at_equal_examples}. PCNSGD+R takes fresh gradients of all data every "
-        f"{setup.train.reference_every} steps, and at every step where it says *fresh*, "
+        f"{setup.train.reference_every} steps, and where it says *fresh* at every one, "
         "at the same learning rate.",
     )
 
