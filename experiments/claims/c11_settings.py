@@ -18,8 +18,9 @@ from experiments.claims.measures import (
     over_log_steps,
     rates_that_work,
 )
+from experiments.claims.one_rule import Below
 from experiments.experiment import Experiment
-from experiments.intervals import Interval, difference, interval, spread
+from experiments.intervals import difference, interval, spread
 from experiments.study import Curves, collect, with_enough_seeds
 from pcn_jax.training import ALGORITHMS, AlgorithmName, OptimizerConfig
 
@@ -136,15 +137,7 @@ _AS_THEY_COME: _Key = ("", "pcnsgd+split")
 _Runs = dict[_Key, Curves]
 
 
-class _Below(NamedTuple):
-    """How far a rule is below the best of each set-up, in macro recall."""
-
-    mean: Interval  # over set-ups
-    most: Interval
-    on: str  # the set-up where that is
-
-
-_AllBelow = Mapping[str, Mapping[_Key, _Below]]
+_AllBelow = Mapping[str, Mapping[_Key, Below]]
 
 
 def find(size: Size) -> Finding:
@@ -289,34 +282,14 @@ def _near_the_best(what: str, found: Mapping[_Key, np.ndarray], one: _Key) -> Ef
 
 def _below(
     studies: Mapping[str, _Runs], measure: Callable[[Curves], np.ndarray]
-) -> dict[_Key, _Below]:
-    """How far each rule is below the best.
-
-    Args:
-      studies: The runs of each set-up.
-      measure: Macro recall, `[S]`.
-
-    Returns:
-      Of each rule that was run on all set-ups, the least on average first.
-    """
-    of_setups = {
-        setup: {k: measure(c) for k, c in runs.items() if k[0] not in _OPTIMIZERS}
-        for setup, runs in studies.items()
-    }
-    best = {
-        setup: max(found.values(), key=lambda x: float(x.mean()))
-        for setup, found in of_setups.items()
-    }
-    one, *others = of_setups.values()
-    everywhere = [key for key in one if all(key in found for found in others)]
-    below = {}
-    for key in everywhere:
-        less = {name: best[name] - found[key] for name, found in of_setups.items()}
-        on = max(less, key=lambda name: float(less[name].mean()))
-        seeds = min(map(len, less.values()))  # one set-up has more
-        mean = interval(np.mean([x[:seeds] for x in less.values()], axis=0))
-        below[key] = _Below(mean, interval(less[on]), on)
-    return dict(sorted(below.items(), key=lambda item: item[1].mean.mean))
+) -> dict[_Key, Below]:
+    """How far each rule is below the best of what has no other optimizer."""
+    return one_rule.below_the_best(
+        {
+            setup: {k: measure(c) for k, c in runs.items() if k[0] not in _OPTIMIZERS}
+            for setup, runs in studies.items()
+        }
+    )
 
 
 def _least(below: _AllBelow) -> Effect:

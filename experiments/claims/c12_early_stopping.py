@@ -115,7 +115,7 @@ def find(size: Size) -> Finding:
     tables = [tabulate(rows, head, tablefmt="github")]
     if len(studies) > 1:
         when = "with early stopping"
-        below = one_rule.below_the_best(recalls, when)
+        below = one_rule.table_below(recalls, when)
         tables = [below, one_rule.averages(recalls, when), "All of them:", *tables]
     return Finding(
         title=TITLE,

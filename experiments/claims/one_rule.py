@@ -1,6 +1,7 @@
 """Whether the rules that we advise are never much worse than the best of others."""
 
 from collections.abc import Mapping
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from tabulate import tabulate
@@ -41,6 +42,23 @@ Recalls = Mapping[AlgorithmName, np.ndarray]
 """The macro recall of each rule, `[S]`."""
 
 
+Rule = TypeVar("Rule")
+
+
+class Below(NamedTuple):
+    """How far a rule is below the best of each set-up, in macro recall.
+
+    Attributes:
+      mean: Over set-ups.
+      most: Where it is the most.
+      on: The set-up where that is.
+    """
+
+    mean: Interval
+    most: Interval
+    on: str
+
+
 def compared(recalls: Mapping[str, Recalls]) -> list[Effect]:
     """Each rule that we advise with the best of the others, and one with SGD.
 
@@ -53,33 +71,47 @@ def compared(recalls: Mapping[str, Recalls]) -> list[Effect]:
     return [one for name, found in recalls.items() for one in _on(name, found)]
 
 
-def below_the_best(recalls: Mapping[str, Recalls], when: str) -> str:
-    """How far each rule is below the best of each set-up, the least on average first.
+def below_the_best(
+    recalls: Mapping[str, Mapping[Rule, np.ndarray]],
+) -> dict[Rule, Below]:
+    """How far each rule is below the best of each set-up.
 
     Args:
-      recalls: Of the same rules on each set-up.
-      when: What the recalls are of.
+      recalls: Of each set-up.
 
     Returns:
-      A heading and a table.
+      Of each rule that was run on all set-ups, the least on average first.
     """
     seeds = _seeds(recalls)
     best = {
         name: max(found.values(), key=lambda x: float(x.mean()))
         for name, found in recalls.items()
     }
-    below: dict[AlgorithmName, tuple[Interval, Interval, str]] = {}
-    for rule in next(iter(recalls.values())):
+    one, *others = recalls.values()
+    below = {}
+    for rule in (rule for rule in one if all(rule in found for found in others)):
         less = {name: best[name] - found[rule] for name, found in recalls.items()}
         on = max(less, key=lambda name: float(less[name].mean()))
         mean = interval(np.mean([x[:seeds] for x in less.values()], axis=0))
-        below[rule] = mean, interval(less[on]), on
+        below[rule] = Below(mean, interval(less[on]), on)
+    return dict(sorted(below.items(), key=lambda item: item[1].mean.mean))
+
+
+def table_below(recalls: Mapping[str, Recalls], when: str) -> str:
+    """The same in a table.
+
+    Args:
+      recalls: Of each set-up.
+      when: What the recalls are of.
+
+    Returns:
+      A heading and a table.
+    """
     rows = [
-        [ALGORITHMS[rule].label, *below[rule]]
-        for rule in sorted(below, key=lambda rule: below[rule][0].mean)
+        [ALGORITHMS[rule].label, *below]
+        for rule, below in below_the_best(recalls).items()
     ]
-    head = ["", "on average", "at most", "on"]
-    table = tabulate(rows, head, tablefmt="github")
+    table = tabulate(rows, ["", "on average", "at most", "on"], tablefmt="github")
     return f"Macro recall {when} below the best of a set-up:\n\n{table}"
 
 
@@ -104,7 +136,7 @@ def averages(recalls: Mapping[str, Recalls], when: str) -> str:
     return f"Macro recall {when}, mean of {len(recalls)} set-ups:\n\n{table}"
 
 
-def _seeds(recalls: Mapping[str, Recalls]) -> int:
+def _seeds(recalls: Mapping[str, Mapping[Any, np.ndarray]]) -> int:
     """The seeds that all runs have: one set-up may have more."""
     return min(len(one) for found in recalls.values() for one in found.values())
 
