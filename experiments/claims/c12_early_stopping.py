@@ -1,4 +1,4 @@
-"""C12: with early stopping one rule is never much worse than the best of all."""
+"""C12: with early stopping what we advise is never much worse than the best."""
 
 import dataclasses
 import functools
@@ -23,7 +23,10 @@ from experiments.intervals import difference, interval, spread
 from experiments.study import Study, collect
 from pcn_jax.training import ALGORITHMS, AlgorithmName
 
-TITLE = "With early stopping one rule is never much worse than the best of all"
+TITLE = (
+    "With early stopping the rules that we advise are never much worse than the best "
+    "of all"
+)
 SETUPS_OF: dict[Size, tuple[str, ...]] = {
     "fast": ("digits-halves",),
     "full": (
