@@ -20,6 +20,7 @@ from experiments.claims import (
     c12_early_stopping,
     c13_decaying_rate,
     measures,
+    one_rule,
 )
 from experiments.claims.finding import Effect, Finding, Size
 from experiments.experiment import SETUPS, Experiment
@@ -309,6 +310,34 @@ def test_a_check_fails_with_the_claims_that_do(
     with pytest.raises(SystemExit, match="not all was seen of C2"):
         reproduce.main([*words, "C1", "C2"])
     assert "refuted: effect 1" in capsys.readouterr().out
+
+
+RECALLS = {
+    "one": {"sgd": np.array([0.5, 0.5]), "pcnsgd+o": np.array([0.8, 0.8])},
+    "two": {
+        "sgd": np.array([0.9, 0.9, 0.9]),
+        "pcnsgd+o": np.array([0.7, 0.8, 0.9]),
+        "pcnsgd+o+clip": np.array([0.8, 0.9, 1.0]),
+    },
+}
+
+
+def test_how_far_rules_are_below_the_best_of_each_set_up() -> None:
+    below = one_rule.below_the_best(RECALLS)
+    assert list(below) == ["pcnsgd+o", "sgd"]  # the third was not run on all
+    assert below["pcnsgd+o"].mean.mean == pytest.approx((0 + 0.15) / 2)  # two seeds
+    assert below["pcnsgd+o"].most == difference([0.9] * 3, RECALLS["two"]["pcnsgd+o"])
+    assert (below["pcnsgd+o"].on, below["sgd"].on) == ("two", "one")
+    assert below["sgd"].most.mean == pytest.approx(0.3)
+
+
+def test_rules_that_are_advised_are_compared_where_they_were_run() -> None:
+    recalls: Any = RECALLS
+    effects = one_rule.compared(recalls, asserted=["pcnsgd+o"])
+    found = [(effect.asserted, effect.statement.split(":")[0]) for effect in effects]
+    assert found == [(True, "one")] * 2 + [(False, "two")] * 2 + [(True, "two")] * 2
+    assert [effect.outcome for effect in effects[:2]] == ["seen", "seen"]
+    assert "minus that of SGD: -0.1 " in effects[-1].statement
 
 
 def more(*values: float) -> Effect:
