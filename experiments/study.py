@@ -136,6 +136,21 @@ def with_enough_seeds(name: str, size: Size) -> Experiment:
     return setup
 
 
+def with_fresh_references(experiment: Experiment) -> Experiment:
+    """The set-up where PCNSGD+R has gradients of all data that are of the same step.
+
+    Under a name of its own where it had older ones, which cost it much (C5).
+
+    Args:
+      experiment: A set-up.
+    """
+    if experiment.train.reference_every == 1:
+        return experiment
+    train = dataclasses.replace(experiment.train, reference_every=1)
+    name = f"{experiment.name}/fresh"
+    return dataclasses.replace(experiment, name=name, train=train)
+
+
 def slowly(experiment: Experiment, rate: float) -> Experiment:
     """The set-up at a learning rate that was not searched, under a name of its own."""
     name = f"{experiment.name}/slow"

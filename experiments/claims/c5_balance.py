@@ -1,6 +1,5 @@
 """C5: normalising alone does not balance learning under mini-batches; +O and +R do."""
 
-import dataclasses
 import functools
 
 import numpy as np
@@ -17,10 +16,15 @@ from experiments.claims.measures import (
     rare_recall,
     step_with_as_many_examples,
 )
-from experiments.experiment import Experiment
 from experiments.figures import Panel
 from experiments.intervals import difference, spread
-from experiments.study import BINARY, Study, collect, with_enough_seeds
+from experiments.study import (
+    BINARY,
+    Study,
+    collect,
+    with_enough_seeds,
+    with_fresh_references,
+)
 from pcn_jax.training import ALGORITHMS, AlgorithmName
 
 TITLE = "PCNSGD alone does not balance learning; PCNSGD+O and PCNSGD+R do"
@@ -48,9 +52,8 @@ def find(size: Size) -> Finding:
     study = collect(setup, size, algorithms=COMPARED)
     runs = {ALGORITHMS[name].label: curves for name, curves in study.items()}
     balanced = [ALGORITHMS[name].label for name in _BALANCED]
-    if setup.train.reference_every > 1:
-        fresh = collect(_fresh(setup), size, algorithms=["pcnsgd+r"], rates_of=setup)
-        runs[_FRESH] = fresh["pcnsgd+r"]
+    if (fresh := with_fresh_references(setup)) is not setup:
+        runs[_FRESH] = collect(fresh, size, algorithms=["pcnsgd+r"])["pcnsgd+r"]
         balanced.append(_FRESH)
     gaps = {label: over_log_steps(np.abs(class_gap(c))) for label, c in runs.items()}
     last_gaps = {label: np.abs(class_gap(c))[:, -1] for label, c in runs.items()}
@@ -110,15 +113,8 @@ def find(size: Size) -> Finding:
         f"{earlier} steps PCNSGD+O has seen as many examples of the minority as PCNSGD "
         "at the end; their training loss is then, minus PCNSGD's at the end, "
         f"{at_equal_examples}. PCNSGD+R takes fresh gradients of all data every "
-        f"{setup.train.reference_every} steps, and where it says *fresh* at every one, "
-        "at the same learning rate.",
+        f"{setup.train.reference_every} steps, and where it says *fresh* at every one.",
     )
-
-
-def _fresh(setup: Experiment) -> Experiment:
-    """The set-up with fresh gradients of all data at every step."""
-    train = dataclasses.replace(setup.train, reference_every=1)
-    return dataclasses.replace(setup, name=f"{setup.name}/fresh", train=train)
 
 
 def _draw(study: Study) -> Figure:
