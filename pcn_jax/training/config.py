@@ -126,8 +126,8 @@ class TrainConfig:
     """pcnsgd+r: weigh by the product of the other classes' p: the published code."""
 
     reference_every: int = 1
-    """pcnsgd+r: steps after which the gradients of all the data are refreshed. Older ones
-    are cheaper, and may lose the minority late in training (RESULTS.md, C5)."""
+    """pcnsgd+r: steps after which the gradients of all the data are refreshed. Older
+    ones are cheaper, and may lose the minority late in training (RESULTS.md, C5)."""
 
     angle_step_size: bool = False
     """pcngd with two classes: multiply the step by 1 + cos of the gradients' angle."""
