@@ -15,12 +15,12 @@ from matplotlib.figure import Figure
 
 from experiments import endings, reproduce, study
 from experiments.claims import (
+    advised,
     c9_end_of_training,
     c11_settings,
     c12_early_stopping,
     c13_decaying_rate,
     measures,
-    one_rule,
 )
 from experiments.claims.finding import Effect, Finding, Size
 from experiments.experiment import SETUPS, Experiment
@@ -323,7 +323,7 @@ RECALLS = {
 
 
 def test_how_far_rules_are_below_the_best_of_each_set_up() -> None:
-    below = one_rule.below_the_best(RECALLS)
+    below = advised.below_the_best(RECALLS)
     assert list(below) == ["pcnsgd+o", "sgd"]  # the third was not run on all
     assert below["pcnsgd+o"].mean.mean == pytest.approx((0 + 0.15) / 2)  # two seeds
     assert below["pcnsgd+o"].most == difference([0.9] * 3, RECALLS["two"]["pcnsgd+o"])
@@ -333,7 +333,7 @@ def test_how_far_rules_are_below_the_best_of_each_set_up() -> None:
 
 def test_rules_that_are_advised_are_compared_where_they_were_run() -> None:
     recalls: Any = RECALLS
-    effects = one_rule.compared(recalls, asserted=["pcnsgd+o"])
+    effects = advised.compared(recalls, asserted=["pcnsgd+o"])
     found = [(effect.asserted, effect.statement.split(":")[0]) for effect in effects]
     assert found == [(True, "one")] * 2 + [(False, "two")] * 2 + [(True, "two")] * 2
     assert [effect.outcome for effect in effects[:2]] == ["seen", "seen"]

@@ -10,7 +10,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from tabulate import tabulate
 
-from experiments.claims import one_rule
+from experiments.claims import advised
+from experiments.claims.advised import Below
 from experiments.claims.drawing import Dot, draw_dots
 from experiments.claims.finding import Effect, Finding, Size
 from experiments.claims.measures import (
@@ -18,7 +19,6 @@ from experiments.claims.measures import (
     over_log_steps,
     rates_that_work,
 )
-from experiments.claims.one_rule import Below
 from experiments.experiment import Experiment
 from experiments.intervals import difference, interval, spread
 from experiments.study import Curves, collect, with_enough_seeds
@@ -181,7 +181,7 @@ def find(size: Size) -> Finding:
         for what, of in _MEASURES.items()
     }
     tables = (
-        *(one_rule.averages(recalls, what) for what, recalls in plain.items()),
+        *(advised.averages(recalls, what) for what, recalls in plain.items()),
         "Macro recall below the best of a set-up, on average and where it is most so:",
         _table_of_all_below(below),
         "All of them:",
@@ -284,7 +284,7 @@ def _below(
     studies: Mapping[str, _Runs], measure: Callable[[Curves], np.ndarray]
 ) -> dict[_Key, Below]:
     """How far each rule is below the best of what has no other optimizer."""
-    return one_rule.below_the_best(
+    return advised.below_the_best(
         {
             setup: {k: measure(c) for k, c in runs.items() if k[0] not in _OPTIMIZERS}
             for setup, runs in studies.items()

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from tabulate import tabulate
 
-from experiments.claims import one_rule
+from experiments.claims import advised
 from experiments.claims.drawing import Dot, draw_dots
 from experiments.claims.finding import Effect, Finding, Size
 from experiments.claims.measures import (
@@ -44,7 +44,7 @@ SETUPS_OF: dict[Size, tuple[str, ...]] = {
 _FORGETFUL = "animals-vehicles-mlp"
 COMPARED: dict[Size, tuple[AlgorithmName, ...]] = {
     "fast": ("sgd", "sgd+rw", "pcnsgd+o+clip", "pcnsgd+split"),
-    "full": one_rule.COMPARED,
+    "full": advised.COMPARED,
 }
 _BALANCING: tuple[AlgorithmName, ...] = (
     "sgd+o",
@@ -90,7 +90,7 @@ def find(size: Size) -> Finding:
         setup: {n: at_the_best(c, macro_recall(c)) for n, c in study.items()}
         for setup, study in studies.items()
     }
-    effects += one_rule.compared(recalls)
+    effects += advised.compared(recalls)
     rows = [
         [
             setup,
@@ -118,8 +118,8 @@ def find(size: Size) -> Finding:
     tables = [tabulate(rows, head, tablefmt="github")]
     if len(studies) > 1:
         when = "with early stopping"
-        below = one_rule.table_below(recalls, when)
-        tables = [below, one_rule.averages(recalls, when), "All of them:", *tables]
+        below = advised.table_below(recalls, when)
+        tables = [below, advised.averages(recalls, when), "All of them:", *tables]
     return Finding(
         title=TITLE,
         effects=effects,

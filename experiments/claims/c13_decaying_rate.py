@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from matplotlib.figure import Figure
 from tabulate import tabulate
 
-from experiments.claims import one_rule
+from experiments.claims import advised
 from experiments.claims.drawing import Dot, draw_dots
 from experiments.claims.finding import Finding, Size
 from experiments.claims.measures import (
@@ -38,7 +38,7 @@ SETUPS_OF: dict[Size, tuple[str, ...]] = {
 }
 COMPARED: dict[Size, tuple[AlgorithmName, ...]] = {
     "fast": ("sgd", "sgd+la", "pcnsgd+o", "pcnsgd+o+clip"),
-    "full": one_rule.COMPARED,
+    "full": advised.COMPARED,
 }
 _OPTIMIZER = OptimizerConfig(momentum=0.9, schedule="cosine")
 _NOTES = """\
@@ -90,11 +90,11 @@ def find(size: Size) -> Finding:
     tables = [tabulate(rows, head, tablefmt="github")]
     if len(studies) > 1:
         when = "at the end"
-        below = one_rule.table_below(recalls, when)
-        tables = [below, one_rule.averages(recalls, when), "All of them:", *tables]
+        below = advised.table_below(recalls, when)
+        tables = [below, advised.averages(recalls, when), "All of them:", *tables]
     return Finding(
         title=TITLE,
-        effects=one_rule.compared(recalls, asserted=["pcnsgd+o"]),
+        effects=advised.compared(recalls, asserted=["pcnsgd+o"]),
         table="\n\n".join(tables),
         draw=functools.partial(_draw, studies),
         notes=_NOTES,

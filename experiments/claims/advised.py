@@ -1,4 +1,4 @@
-"""Whether the rules that we advise are never much worse than the best of others."""
+"""Whether the rules that we advise are never much worse than the best of all."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
@@ -21,27 +21,26 @@ COMPARED: tuple[AlgorithmName, ...] = (
     "pcnsgd+o+la",
     "pcnsgd+split",
 )
-_ONE: AlgorithmName = "pcnsgd+o+clip"
+_CLIPPED: AlgorithmName = "pcnsgd+o+clip"
 _ADVISED: dict[AlgorithmName, tuple[AlgorithmName, ...]] = {
-    _ONE: COMPARED,
+    _CLIPPED: COMPARED,
     "pcnsgd+o": COMPARED,
     "pcnsgd+split": ("sgd", "sgd+rw", "sgd+la", "pcnsgd", "pcnsgd+split"),
 }
 """What we advise, and with what each is compared: the last does not oversample."""
 _PAIRS: tuple[tuple[AlgorithmName, AlgorithmName], ...] = (
-    (_ONE, "sgd+rw"),
-    (_ONE, "sgd+la"),
-    (_ONE, "pcnsgd+o"),
+    (_CLIPPED, "sgd+rw"),
+    (_CLIPPED, "sgd+la"),
+    (_CLIPPED, "pcnsgd+o"),
     ("pcnsgd+o", "sgd+rw"),
     ("pcnsgd+o", "sgd+la"),
 )
 """Compared on average: with the baselines to beat, and with and without clipping."""
 _MUCH = 0.05
-"""Macro recall by which the one rule may be below the best of all."""
+"""Macro recall by which a rule that we advise may be below the best."""
 
 Recalls = Mapping[AlgorithmName, np.ndarray]
 """The macro recall of each rule, `[S]`."""
-
 
 Rule = TypeVar("Rule")
 
