@@ -4,8 +4,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
+from matplotlib.figure import Figure
 from tabulate import tabulate
 
+from experiments.claims.drawing import Dot, draw_dots
 from experiments.claims.finding import Effect
 from experiments.intervals import Interval, difference, interval
 from pcn_jax.training import ALGORITHMS, AlgorithmName
@@ -107,16 +109,51 @@ def below_the_best(
     return dict(sorted(below.items(), key=lambda item: item[1].mean.mean))
 
 
-def table_below(recalls: Mapping[str, Recalls], when: str) -> str:
-    """The same in a table.
+def tables(recalls: Mapping[str, Recalls], when: str, of_all: str) -> str:
+    """How rules compare over several set-ups, before a table of all that was found.
 
     Args:
       recalls: Of each set-up.
       when: What the recalls are of.
-
-    Returns:
-      A heading and a table.
+      of_all: The table, which stands alone if there is one set-up.
     """
+    if len(recalls) == 1:
+        return of_all
+    parts = [_table_below(recalls, when), averages(recalls, when), "All of them:"]
+    return "\n\n".join([*parts, of_all])
+
+
+def draw(
+    recalls: Mapping[str, Recalls],
+    rings: Mapping[str, Recalls],
+    *,
+    in_a_row: int,
+    what: str,
+) -> Figure:
+    """A dot with its interval for each rule, and a ring for what else was measured.
+
+    Args:
+      recalls: Of each set-up.
+      rings: The same at another time of the runs.
+      in_a_row: Panels side by side.
+      what: What dots and rings are.
+    """
+    panels = {
+        setup: [
+            Dot(
+                ALGORITHMS[name].label,
+                name,
+                interval(recall),
+                ring=float(rings[setup][name].mean()),
+            )
+            for name, recall in found.items()
+        ]
+        for setup, found in recalls.items()
+    }
+    return draw_dots(panels, in_a_row=in_a_row, what=what)
+
+
+def _table_below(recalls: Mapping[str, Recalls], when: str) -> str:
     rows = [
         [ALGORITHMS[rule].label, *below]
         for rule, below in below_the_best(recalls).items()

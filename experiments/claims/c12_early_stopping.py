@@ -2,14 +2,11 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping
 
 import numpy as np
-from matplotlib.figure import Figure
 from tabulate import tabulate
 
 from experiments.claims import advised
-from experiments.claims.drawing import Dot, draw_dots
 from experiments.claims.finding import Effect, Finding, Size
 from experiments.claims.measures import (
     at_the_best,
@@ -19,7 +16,7 @@ from experiments.claims.measures import (
     stopped_at,
 )
 from experiments.experiment import SETUPS, Experiment
-from experiments.intervals import difference, interval, spread
+from experiments.intervals import difference, spread
 from experiments.study import Study, collect
 from pcn_jax.training import ALGORITHMS, AlgorithmName
 
@@ -90,6 +87,10 @@ def find(size: Size) -> Finding:
         setup: {n: at_the_best(c, macro_recall(c)) for n, c in study.items()}
         for setup, study in studies.items()
     }
+    rings = {
+        setup: {n: macro_recall(c)[:, -1] for n, c in study.items()}
+        for setup, study in studies.items()
+    }
     effects += advised.compared(recalls)
     rows = [
         [
@@ -115,16 +116,19 @@ def find(size: Size) -> Finding:
         "recall of the minority",
         "at the end",
     ]
-    tables = [tabulate(rows, head, tablefmt="github")]
-    if len(studies) > 1:
-        when = "with early stopping"
-        below = advised.table_below(recalls, when)
-        tables = [below, advised.averages(recalls, when), "All of them:", *tables]
     return Finding(
         title=TITLE,
         effects=effects,
-        table="\n\n".join(tables),
-        draw=functools.partial(_draw, studies),
+        table=advised.tables(
+            recalls, "with early stopping", tabulate(rows, head, tablefmt="github")
+        ),
+        draw=functools.partial(
+            advised.draw,
+            recalls,
+            rings,
+            in_a_row=5,
+            what="macro recall: with early stopping ●, at the end ○",
+        ),
         notes=_NOTES,
         of_all=True,
     )
@@ -163,20 +167,3 @@ def _forgotten(study: Study) -> list[Effect]:
             )
         )
     return effects
-
-
-def _draw(studies: Mapping[str, Study]) -> Figure:
-    panels = {}
-    for setup, study in studies.items():
-        recalls = {name: macro_recall(curves) for name, curves in study.items()}
-        panels[setup] = [
-            Dot(
-                ALGORITHMS[name].label,
-                name,
-                interval(at_the_best(study[name], recall)),
-                ring=float(recall[:, -1].mean()),
-            )
-            for name, recall in recalls.items()
-        ]
-    what = "macro recall: with early stopping ●, at the end ○"
-    return draw_dots(panels, in_a_row=5, what=what)

@@ -2,13 +2,10 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping
 
-from matplotlib.figure import Figure
 from tabulate import tabulate
 
 from experiments.claims import advised
-from experiments.claims.drawing import Dot, draw_dots
 from experiments.claims.finding import Finding, Size
 from experiments.claims.measures import (
     best_rate,
@@ -17,8 +14,8 @@ from experiments.claims.measures import (
     rare_recall,
 )
 from experiments.experiment import SETUPS, Experiment
-from experiments.intervals import interval, spread
-from experiments.study import Study, collect
+from experiments.intervals import spread
+from experiments.study import collect
 from pcn_jax.training import ALGORITHMS, AlgorithmName, OptimizerConfig
 
 TITLE = (
@@ -67,6 +64,10 @@ def find(size: Size) -> Finding:
         setup: {n: macro_recall(c)[:, -1] for n, c in study.items()}
         for setup, study in studies.items()
     }
+    rings = {
+        setup: {n: over_log_steps(macro_recall(c)) for n, c in study.items()}
+        for setup, study in studies.items()
+    }
     rows = [
         [
             setup,
@@ -87,16 +88,19 @@ def find(size: Size) -> Finding:
         "recall of the minority",
         "macro recall over training",
     ]
-    tables = [tabulate(rows, head, tablefmt="github")]
-    if len(studies) > 1:
-        when = "at the end"
-        below = advised.table_below(recalls, when)
-        tables = [below, advised.averages(recalls, when), "All of them:", *tables]
     return Finding(
         title=TITLE,
         effects=advised.compared(recalls, asserted=["pcnsgd+o"]),
-        table="\n\n".join(tables),
-        draw=functools.partial(_draw, studies),
+        table=advised.tables(
+            recalls, "at the end", tabulate(rows, head, tablefmt="github")
+        ),
+        draw=functools.partial(
+            advised.draw,
+            recalls,
+            rings,
+            in_a_row=3,
+            what="macro recall: at the end ●, over training ○",
+        ),
         notes=_NOTES,
         of_all=True,
     )
@@ -118,20 +122,3 @@ def decaying(setup: Experiment) -> Experiment:
         train=dataclasses.replace(setup.train, optimizer=_OPTIMIZER),
         searched_for="at the end",
     )
-
-
-def _draw(studies: Mapping[str, Study]) -> Figure:
-    panels = {}
-    for setup, study in studies.items():
-        recalls = {name: macro_recall(curves) for name, curves in study.items()}
-        panels[setup] = [
-            Dot(
-                ALGORITHMS[name].label,
-                name,
-                interval(recall[:, -1]),
-                ring=float(over_log_steps(recall).mean()),
-            )
-            for name, recall in recalls.items()
-        ]
-    what = "macro recall: at the end ●, over training ○"
-    return draw_dots(panels, in_a_row=3, what=what)

@@ -8,7 +8,7 @@ import numpy as np
 from experiments.experiment import learning_rates_path
 from experiments.study import Curves
 from experiments.summary import minority
-from pcn_jax import initial_drop, steps_to_reach
+from pcn_jax import initial_drop
 from pcn_jax.training import AlgorithmName
 
 _NEARLY = 0.95
@@ -60,13 +60,6 @@ def recall_lost(curves: Curves, *, at_first: bool = False) -> np.ndarray:
     last = curves.steps[-1] / 10 if at_first else curves.steps[-1]
     lost: np.ndarray = recall[:, 0] - recall[:, curves.steps <= last].min(axis=1)
     return lost
-
-
-def steps_to(curves: Curves, target: float, recall: np.ndarray) -> np.ndarray:
-    """Steps to a recall; one more than were run where it is not reached, `[S]`."""
-    found = [steps_to_reach(curves.steps, of_seed, target) for of_seed in recall]
-    steps: np.ndarray = np.minimum(found, curves.steps[-1] + 1)
-    return steps
 
 
 def steps_to_beat_chance(curves: Curves) -> np.ndarray:
