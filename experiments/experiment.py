@@ -249,7 +249,6 @@ def _mlp(data: str, *, batch_size: int, steps: int) -> Experiment:
         train=TrainConfig(
             steps=steps,
             batch_size=batch_size,
-            reference_every=10,
             measurements_per_decade=6,
         ),
     )

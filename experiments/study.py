@@ -136,18 +136,17 @@ def with_enough_seeds(name: str, size: Size) -> Experiment:
     return setup
 
 
-def with_fresh_references(experiment: Experiment) -> Experiment:
-    """The set-up where PCNSGD+R has gradients of all data that are of the same step.
+def with_older_references(experiment: Experiment, every: int = 10) -> Experiment:
+    """The set-up where PCNSGD+R has gradients of all data of up to so many steps ago.
 
-    Under a name of its own where it had older ones, which cost it much (C5).
+    Under a name of its own. They cost a tenth, and much of what +R is for (C5).
 
     Args:
       experiment: A set-up.
+      every: Steps after which they are refreshed.
     """
-    if experiment.train.reference_every == 1:
-        return experiment
-    train = dataclasses.replace(experiment.train, reference_every=1)
-    name = f"{experiment.name}/fresh"
+    train = dataclasses.replace(experiment.train, reference_every=every)
+    name = f"{experiment.name}/older"
     return dataclasses.replace(experiment, name=name, train=train)
 
 

@@ -23,7 +23,7 @@ from experiments.study import (
     Study,
     collect,
     with_enough_seeds,
-    with_fresh_references,
+    with_older_references,
 )
 from pcn_jax.training import ALGORITHMS, AlgorithmName
 
@@ -35,7 +35,7 @@ COMPARED: tuple[AlgorithmName, ...] = (
     "pcnsgd+r",
     "sgd+rw",
 )
-_FRESH = "PCNSGD+R, fresh"
+_OLDER = "PCNSGD+R, older"
 _BALANCED: tuple[AlgorithmName, ...] = ("pcnsgd+o", "pcnsgd+r")
 
 
