@@ -27,7 +27,6 @@ from experiments.study import (
     binary,
     collect,
     with_enough_seeds,
-    with_fresh_references,
 )
 from experiments.summary import minority
 from pcn_jax.training import ALGORITHMS, AlgorithmName
@@ -52,8 +51,7 @@ the noise of the sample, and what the rule takes p to be is short likewise: of 1
 digits by 0.1. Settings: `min_norm` 0.3, `min_alignment` 0.5 and decay 0.99 of
 the split-half norm, `max_norm` 0.1 of clipping; C11 has others, of which 1 is better
 for PCNSGD+clip. Losses and recalls over training are means over the log-spaced
-measurements. PCNSGD+R has fresh gradients of all data at every step, and on
-cifar10-multi-mlp every 10 steps."""
+measurements."""
 _SETTLED, _ERROR = 100, 0.1
 """The step from which on p is looked at, and how wrong an estimate of it may be."""
 _BIAS = 0.05
@@ -76,8 +74,6 @@ def find(size: Size) -> Finding:
         name: collect(with_enough_seeds(name, size), size, algorithms=COMPARED)
         for name in setups
     }
-    fresh = with_fresh_references(with_enough_seeds(BINARY[size], size))
-    studies[BINARY[size]] |= collect(fresh, size, algorithms=["pcnsgd+r"])
     noise = measure_noise(binary(size), size, STEPS)
     effects = [
         *_of_batches(noise, binary(size).seeds),
