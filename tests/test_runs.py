@@ -129,7 +129,7 @@ def test_a_broken_run_is_named(
 def test_parameters_belong_to_their_run(tmp_path: Path) -> None:
     kept: Any = {"params": {"w": jnp.arange(3.0)}, "model_state": {"mean": jnp.ones(2)}}
     zero = jnp.zeros(())
-    state = TrainState(zero, zero, zero, **kept, opt_state=(), reference=())
+    state = TrainState(zero, zero, zero, **kept, opt_state=())
     with write_run(tmp_path, {}) as write:
         write(RECORDS[0])
         write.save_params(state)

@@ -18,7 +18,8 @@ from pcn_jax.training.runs import (
     read_run,
     write_run,
 )
-from pcn_jax.training.step import Steps, TrainState, make_steps
+from pcn_jax.training.state import TrainState
+from pcn_jax.training.step import Steps, make_steps
 
 __all__ = [
     "ALGORITHMS",

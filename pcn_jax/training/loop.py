@@ -12,7 +12,8 @@ from pcn_jax.training.algorithms import ALGORITHMS, AlgorithmName, make_sampler
 from pcn_jax.training.config import TrainConfig
 from pcn_jax.training.measure import Record, make_measure, measured_steps
 from pcn_jax.training.problem import Examples, Problem
-from pcn_jax.training.step import Steps, TrainState, make_steps
+from pcn_jax.training.state import TrainState
+from pcn_jax.training.step import Steps, make_steps
 
 
 def make_train(

@@ -11,7 +11,8 @@ import numpy as np
 from pcn_jax.dynamics import predicted_loss_changes
 from pcn_jax.geometry import class_alignment, class_cosines, class_norms
 from pcn_jax.training.problem import Problem, StepValue
-from pcn_jax.training.step import Steps, TrainState
+from pcn_jax.training.state import TrainState
+from pcn_jax.training.step import Steps
 from pcn_jax.weights import SmoothedNormState
 
 Record = dict[str, Any]

@@ -18,7 +18,7 @@ import numpy as np
 from flax import serialization
 
 from pcn_jax.training.measure import Record
-from pcn_jax.training.step import TrainState
+from pcn_jax.training.state import TrainState
 
 _DESCRIPTION, _RECORDS = "run.json", "metrics.jsonl"
 _PARAMS, _TENSORBOARD = "params.msgpack", "tensorboard"

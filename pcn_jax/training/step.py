@@ -1,71 +1,34 @@
 """One training step as pure functions of one state: the same for every algorithm.
 
-An algorithm is a sampler and a chain of gradient transformations. Where no class
-gradients are made (GD, SGD, and the balanced ones on the fused path) it is given a
-stack of a single row, so nothing else has to know the difference.
+An algorithm is a sampler and a chain of gradient transformations.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
-from pcn_jax.balanced import Path, PCNValueAndGrad, pcn_value_and_grad
-from pcn_jax.class_gradients import (
-    ClassValue,
-    ClassValueAndGrad,
-    LossFn,
-    per_class_value_and_grad,
-)
-from pcn_jax.counts import at_least_one
-from pcn_jax.dynamics import class_means
-from pcn_jax.halves import split_halves
-from pcn_jax.known_labels import known_labels_value_and_grad
+from pcn_jax.balanced import Path
 from pcn_jax.samplers import Sampler
 from pcn_jax.training.algorithms import Algorithm, Weights
 from pcn_jax.training.config import TrainConfig
-from pcn_jax.training.problem import (
-    Examples,
-    Gradients,
-    ModelState,
-    Problem,
-    StepValue,
+from pcn_jax.training.gradients import (
+    StepGradients,
+    balanced_gradients,
+    class_gradients,
+    half_class_gradients,
+    joint_gradients,
 )
+from pcn_jax.training.problem import Examples, Problem, StepValue
+from pcn_jax.training.state import TrainState, run_keys
 from pcn_jax.transforms import sum_over_classes
 from pcn_jax.weighing import PCNValue
 from pcn_jax.weights import StatefulClassWeights
 
 _DECAY_OF_SHARES = 0.9
-
-
-class TrainState(NamedTuple):
-    """Everything that changes in training, and the seed that decides how.
-
-    Attributes:
-      step: Steps taken, int32.
-      seed: Seed of the run, uint32.
-      learning_rate: What the optimizer's updates are multiplied by, a scalar.
-      params: Parameters of the model.
-      model_state: The model's other collections, such as `batch_stats`.
-      opt_state: State of the chain of gradient transformations.
-      reference: Class gradients of all the training data, for PCNSGD+R; else `()`.
-      weights_state: State of class weights that have one; else `()`.
-      shares: Of the classes, by which logits are adjusted, `[C]`; else `()`.
-    """
-
-    step: jax.Array
-    seed: jax.Array
-    learning_rate: jax.Array
-    params: chex.ArrayTree
-    model_state: ModelState
-    opt_state: optax.OptState
-    reference: chex.ArrayTree
-    weights_state: Any = ()
-    shares: jax.Array | tuple[()] = ()
 
 
 class Steps(NamedTuple):
@@ -86,8 +49,8 @@ class Steps(NamedTuple):
     """
 
     init: Callable[..., TrainState]
-    gradients: Callable[[TrainState, Examples], tuple[StepValue, chex.ArrayTree]]
-    class_gradients: Callable[[TrainState, Examples], Gradients]
+    gradients: StepGradients
+    class_gradients: StepGradients
     apply: Callable[
         [TrainState, StepValue, chex.ArrayTree], tuple[chex.ArrayTree, TrainState]
     ]
@@ -125,39 +88,22 @@ def make_steps(
             f"The sampler draws from {sampler.num_examples} examples, but the training "
             f"data have {size}: make it from problem.train_labels."
         )
-    weights, balanced = _balanced(problem, algorithm, config, sampler)
+    weights = _weights(problem, algorithm, config, sampler)
     links = []
-    if algorithm.links and not balanced:
+    if algorithm.links and weights is None:
         links = algorithm.links(config, problem.num_classes)
-    stateful = None
-    if balanced is not None and isinstance(weights, StatefulClassWeights):
-        stateful = weights
-    per_class = per_class_value_and_grad(
-        problem.losses, problem.num_classes, has_aux=True
-    )
-    per_half_class = per_class_value_and_grad(
-        _of_halves(problem.losses), 2 * problem.num_classes, has_aux=True
-    )
-    known_labels = None
-    if sampler is not None and sampler.class_counts is not None:
-        known_labels = known_labels_value_and_grad(
-            problem.losses,
-            problem.num_classes,
-            np.repeat(np.arange(problem.num_classes), sampler.class_counts),
-            has_aux=True,
-        )
-    joint = _joint_value_and_grad(problem.losses, problem.num_classes)
-    joint_of_all = problem.over_all_data(joint)
     transformation = optax.chain(
         *links,
         sum_over_classes(),
         optax.with_extra_args_support(optimizer),
     )
+    per_class = class_gradients(problem, sampler)
+    gradients = _gradients(problem, algorithm, config, sampler, weights)
 
     def init(
         seed: jax.typing.ArrayLike, learning_rate: jax.typing.ArrayLike = 1.0
     ) -> TrainState:
-        params, model_state = problem.init(_keys(seed)[0])
+        params, model_state = problem.init(run_keys(seed)[0])
         if model_state and (algorithm.needs_reference or sampler is None):
             raise ValueError(
                 f"{algorithm.label} takes the gradient of all the data in "
@@ -165,66 +111,23 @@ def make_steps(
                 f"interact (it keeps {', '.join(sorted(model_state))}). Choose a model "
                 "with group normalisation, or another algorithm."
             )
-        rows = jax.tree.map(
-            lambda p: jnp.zeros((problem.num_classes, *p.shape), p.dtype), params
-        )
-        return TrainState(
+        state = TrainState(
             step=jnp.zeros((), jnp.int32),
             seed=jnp.asarray(seed, jnp.uint32),
             learning_rate=jnp.asarray(learning_rate, float),
             params=params,
             model_state=model_state,
             opt_state=transformation.init(params),
-            reference=rows if algorithm.needs_reference else (),
-            weights_state=stateful.init(problem.num_classes) if stateful else (),
             shares=_first_shares(problem, algorithm),
         )
-
-    def batch(
-        sampler: Sampler, state: TrainState, train: Examples
-    ) -> tuple[jax.Array, jax.Array]:
-        indices = sampler(state.seed, state.step)
-        return train.inputs[indices], train.labels[indices]
-
-    def joint_gradients(state: TrainState, train: Examples) -> Gradients:
-        if sampler is None:
-            return joint_of_all(
-                state.params, *train, *_given(state), **_adjustment(state)
+        if algorithm.needs_reference:
+            rows = jax.tree.map(
+                lambda p: jnp.zeros((problem.num_classes, *p.shape), p.dtype), params
             )
-        examples = batch(sampler, state, train)
-        return joint(state.params, *examples, *_given(state), **_adjustment(state))
-
-    def class_gradients(state: TrainState, train: Examples) -> Gradients:
-        if sampler is None:
-            return problem.train_class_gradients(
-                state.params, train.inputs, *_given(state)
-            )
-        inputs, labels = batch(sampler, state, train)
-        if known_labels is None or state.model_state:  # the way that is always right
-            return per_class(state.params, inputs, labels, *_given(state))
-        return known_labels(state.params, inputs, *_given(state))
-
-    def half_class_gradients(state: TrainState, train: Examples) -> Gradients:
-        assert sampler is not None
-        inputs, labels = batch(sampler, state, train)
-        return per_half_class(
-            state.params, inputs, split_halves(labels), *_given(state)
-        )
-
-    def balanced_gradient(
-        state: TrainState, train: Examples
-    ) -> tuple[PCNValue, chex.ArrayTree]:
-        assert sampler is not None
-        assert balanced is not None
-        value, direction = balanced(
-            state.params,
-            *batch(sampler, state, train),
-            *_given(state),
-            **_adjustment(state),
-            reference=state.reference if algorithm.needs_reference else None,
-            state=state.weights_state if stateful else None,
-        )
-        return value, jax.tree.map(lambda g: g[None], direction)
+            state = state._replace(reference=rows)
+        if isinstance(weights, StatefulClassWeights):
+            state = state._replace(weights_state=weights.init(problem.num_classes))
+        return state
 
     def apply(
         state: TrainState, value: StepValue, grads: chex.ArrayTree
@@ -234,35 +137,23 @@ def make_steps(
             state.opt_state,
             state.params,
             class_counts=value.counts,
-            reference=state.reference if algorithm.needs_reference else None,
+            reference=state.reference,
         )
         updates = jax.tree.map(
             lambda u: u * state.learning_rate.astype(u.dtype), updates
         )
-        return updates, state._replace(
+        state = state._replace(
             step=state.step + 1,
             params=optax.apply_updates(state.params, updates),
             model_state=value.aux if state.model_state else state.model_state,
             opt_state=opt_state,
-            weights_state=(
-                value.state if stateful and isinstance(value, PCNValue) else ()
-            ),
-            shares=(
-                _averaged(state.shares, value)
-                if algorithm.adjusts_logits and isinstance(value, PCNValue)
-                else state.shares
-            ),
         )
+        if isinstance(value, PCNValue):
+            state = state._replace(
+                weights_state=value.state, shares=_averaged(state.shares, value)
+            )
+        return updates, state
 
-    gradients: Callable[[TrainState, Examples], tuple[StepValue, chex.ArrayTree]] = (
-        balanced_gradient
-        if balanced is not None
-        else half_class_gradients
-        if algorithm.by_halves
-        else class_gradients
-        if algorithm.links
-        else joint_gradients
-    )
     traceable = sampler is not None or problem.passes_are_traceable
     apply_to = apply if traceable else jax.jit(apply, donate_argnums=0)
 
@@ -272,107 +163,72 @@ def make_steps(
     return Steps(
         init=init,
         gradients=gradients,
-        class_gradients=jax.jit(class_gradients) if traceable else class_gradients,
+        class_gradients=jax.jit(per_class) if traceable else per_class,
         apply=apply,
         step=jax.jit(step, donate_argnums=0) if traceable else step,
         reference_every=config.reference_every if algorithm.needs_reference else None,
     )
 
 
-def _balanced(
+def _gradients(
     problem: Problem,
     algorithm: Algorithm,
     config: TrainConfig,
     sampler: Sampler | None,
-) -> tuple[Weights | None, PCNValueAndGrad | None]:
-    """The balanced gradient and its weights, unless class gradients are made first."""
+    weights: Weights | None,
+) -> StepGradients:
+    """Those that the algorithm follows."""
+    if sampler is not None and weights is not None:
+        path = _path(problem, config)
+        return balanced_gradients(problem, sampler, weights, path)
+    if sampler is not None and algorithm.by_halves:
+        return half_class_gradients(problem, sampler)
+    make = class_gradients if algorithm.links else joint_gradients
+    return make(problem, sampler)
+
+
+def _weights(
+    problem: Problem,
+    algorithm: Algorithm,
+    config: TrainConfig,
+    sampler: Sampler | None,
+) -> Weights | None:
+    """Those of balanced gradients; `None` where there are links or nothing instead."""
     if algorithm.weights is None:
-        return None, None
-    weights = algorithm.weights(config, problem.class_shares)
+        return None
     if sampler is None and (algorithm.by_halves or not algorithm.links):
         raise ValueError(
             f"{algorithm.label} needs mini-batches: choose another sampler, or pcngd."
         )
-    # All data are taken in micro-batches, and state comes from interacting examples.
-    interact = problem.has_state and not config.frozen_statistics
-    explicit = config.explicit_class_gradients or sampler is None or interact
-    if weights is None or (explicit and algorithm.links):
-        return None, None
-    path: Path | None = "masked" if explicit else None
-    return weights, pcn_value_and_grad(
-        problem.losses,
-        problem.num_classes,
-        weights=weights,
-        has_aux=True,
-        path="frozen" if config.frozen_statistics else path,
-    )
+    # All data are taken in micro-batches, which balanced gradients cannot be.
+    explicit = sampler is None or _path(problem, config) == "masked"
+    if explicit and algorithm.links:
+        return None
+    return algorithm.weights(config, problem.class_shares)
 
 
-def _of_halves(loss_fn: LossFn) -> LossFn:
-    """The same loss, given the halves of classes instead of their labels."""
-
-    def of_halves(
-        params: chex.ArrayTree, inputs: Any, halves: jax.Array, *args: Any
-    ) -> Any:
-        return loss_fn(params, inputs, halves // 2, *args)
-
-    return of_halves
+def _path(problem: Problem, config: TrainConfig) -> Path | None:
+    """How balanced gradients are had; `"masked"` makes all class gradients first."""
+    if config.frozen_statistics:
+        return "frozen"
+    # A model has state where examples interact.
+    explicit = config.explicit_class_gradients or problem.has_state
+    return "masked" if explicit else None
 
 
-def _joint_value_and_grad(loss_fn: LossFn, num_classes: int) -> ClassValueAndGrad:
-    """The ordinary gradient, as a stack of one row."""
-
-    def joint_value_and_grad(
-        params: chex.ArrayTree,
-        inputs: Any,
-        labels: jax.Array,
-        *args: Any,
-        **kwargs: Any,
-    ) -> Gradients:
-        real = labels >= 0
-
-        def mean_loss(params: chex.ArrayTree) -> tuple[jax.Array, Any]:
-            losses, aux = loss_fn(params, inputs, labels, *args, **kwargs)
-            total = at_least_one(real.sum(dtype=losses.dtype))
-            return jnp.where(real, losses, 0).sum() / total, (losses, aux)
-
-        grad, (losses, aux) = jax.grad(mean_loss, has_aux=True)(params)
-        counts = (
-            jnp.arange(num_classes, dtype=labels.dtype)[:, None] == labels[None, :]
-        ).sum(axis=1, dtype=jnp.int32)
-        means = class_means(losses, labels, num_classes)
-        value = ClassValue(jnp.where(counts == 0, 0, means), counts, aux)
-        return value, jax.tree.map(lambda g: g[None], grad)
-
-    return joint_value_and_grad
-
-
-def _first_shares(problem: Problem, algorithm: Algorithm) -> jax.Array | tuple[()]:
+def _first_shares(problem: Problem, algorithm: Algorithm) -> jax.Array | None:
     if not algorithm.adjusts_logits:
-        return ()
+        return None
     if algorithm.weights is None:  # those of the data, for good
         return jnp.asarray(problem.class_shares, float)
     return jnp.full(problem.num_classes, 1 / problem.num_classes)
 
 
-def _adjustment(state: TrainState) -> dict[str, jax.Array]:
-    """The keyword of the loss that says by which shares logits are adjusted, if so."""
-    return {} if isinstance(state.shares, tuple) else {"shares": state.shares}
-
-
-def _averaged(shares: Any, value: PCNValue) -> jax.Array:
+def _averaged(shares: jax.Array | None, value: PCNValue) -> jax.Array | None:
     """A moving average of the shares of the classes, as they come into the steps."""
+    if shares is None:
+        return None
     new = _DECAY_OF_SHARES * shares + (1 - _DECAY_OF_SHARES) * value.shares
     new = jnp.where(value.counts > 0, new, shares)
-    return (new / new.sum()).astype(shares.dtype)
-
-
-def _given(state: TrainState) -> tuple[ModelState, jax.Array]:
-    """What the loss takes besides the batch: the model's state and a dropout key."""
-    _, dropout_key = _keys(state.seed)
-    return state.model_state, jax.random.fold_in(dropout_key, state.step)
-
-
-def _keys(seed: jax.typing.ArrayLike) -> jax.Array:
-    """Keys of a run: for its initial parameters and for dropout."""
-    return jax.random.split(jax.random.key(seed))
+    averaged: jax.Array = (new / new.sum()).astype(shares.dtype)
+    return averaged
