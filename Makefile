@@ -36,7 +36,7 @@ effects: export JAX_COMPILATION_CACHE_DIR = $(CURDIR)/runs/compiled
 effects: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS = 0
 effects: $(VENV)/installed ## Every claim at fast size, trained anew; fails if an effect vanished.
 	rm -rf runs/reproduce
-	printf '%s\n' 'theory C1 C3 C4 C8 C12 C13' 'C2 C7 C11' | xargs -P 2 -I {} sh -c \
+	printf '%s\n' 'theory C1 C3 C4 C8 C12 C13 C14' 'C2 C7 C11' | xargs -P 2 -I {} sh -c \
 		'$(BIN)/python -m experiments.reproduce --size fast --claims {} > /dev/null'
 	$(BIN)/python -m experiments.reproduce --size fast --check
 

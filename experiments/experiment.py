@@ -8,7 +8,7 @@ import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import tyro
 
@@ -91,6 +91,27 @@ class Experiment:
     def folder(self) -> Path:
         """Folder of all the runs."""
         return self.out / self.name
+
+    def variant(
+        self, label: str, *, searched_for: Goal | None = None, **training: Any
+    ) -> Self:
+        """The set-up, trained otherwise, under a name of its own.
+
+        Args:
+          label: What comes behind the name of the set-up.
+          searched_for: What learning rates are to be good for, if something else.
+          **training: Fields of `TrainConfig`.
+
+        Example:
+          >>> SETUPS["digits-lt"].variant("short", steps=100).name
+          'digits-lt/short'
+        """
+        return dataclasses.replace(
+            self,
+            name=f"{self.name}/{label}",
+            train=dataclasses.replace(self.train, **training),
+            searched_for=searched_for or self.searched_for,
+        )
 
     def learning_rate_of(self, algorithm: AlgorithmName) -> float:
         """The learning rate given, or else the one that was found for the like.

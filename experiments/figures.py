@@ -112,6 +112,8 @@ def band(
     values: np.ndarray,
     algorithm: AlgorithmName,
     *,
+    label: str | None = None,
+    line: str | None = None,
     alpha: float = 0.15,
 ) -> None:
     """Draws the mean over seeds and the range of one algorithm.
@@ -120,7 +122,9 @@ def band(
       axis: To draw on.
       steps: `[T]`.
       values: `[S, T]`.
-      algorithm: Gives the colour, the line and the label.
+      algorithm: Gives the colour, and what is not given of the next two.
+      label: In the legend.
+      line: Its style.
       alpha: How dark the range is.
     """
     _band(
@@ -128,8 +132,8 @@ def band(
         steps,
         values,
         color=COLOURS[algorithm],
-        label=ALGORITHMS[algorithm].label,
-        line=LINES.get(algorithm, "-"),
+        label=label or ALGORITHMS[algorithm].label,
+        line=line or LINES.get(algorithm, "-"),
         alpha=alpha,
     )
 

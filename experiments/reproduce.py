@@ -42,6 +42,7 @@ from experiments.claims import (
     c11_settings,
     c12_early_stopping,
     c13_decaying_rate,
+    c14_published_forms,
     theory,
 )
 from experiments.claims.finding import Finding, Outcome, Size
@@ -65,6 +66,7 @@ Claim = Literal[
     "C11",
     "C12",
     "C13",
+    "C14",
 ]
 
 
@@ -92,20 +94,21 @@ CLAIMS: dict[Claim, ClaimModule] = {
     "C11": c11_settings,
     "C12": c12_early_stopping,
     "C13": c13_decaying_rate,
+    "C14": c14_published_forms,
 }
 RESULTS = Path("RESULTS.md")
 FIGURES = Path("docs/results")
 _HEAD = """# Results
 
 The claims of [the paper](https://arxiv.org/abs/2207.00391) (its theory, and C1 to C8)
-and five of our own (C9 to C13). Made by `make reproduce`; every number is that of a run
+and five of our own (C9 to C14). Made by `make reproduce`; every number is that of a run
 kept in [results/](results), and every run goes through the same loop.
 """
 _HOW_TO_READ = """## How to read it
 
 - What a claim says was *seen* if its whole interval over seeds is on the right side,
   *refuted* if it is on the other, and is *undecided* otherwise. A claim *holds* if all
-  of it was seen, and *in part* if some of it was. One that says *never* (C11 to C13)
+  of it was seen, and *in part* if some of it was. One that says *never* (C11 to C14)
   *does not hold* if anything was refuted.
 - [Brackets]: 95 % intervals over seeds, of Student's t. Comparisons are paired, since
   the runs of a seed start from the same parameters and see the same data. (On normal

@@ -136,20 +136,6 @@ def with_enough_seeds(name: str, size: Size) -> Experiment:
     return setup
 
 
-def with_older_references(experiment: Experiment, every: int = 10) -> Experiment:
-    """The set-up where PCNSGD+R has gradients of all data of up to so many steps ago.
-
-    Under a name of its own. They cost a tenth, and much of what +R is for (C5).
-
-    Args:
-      experiment: A set-up.
-      every: Steps after which they are refreshed.
-    """
-    train = dataclasses.replace(experiment.train, reference_every=every)
-    name = f"{experiment.name}/older"
-    return dataclasses.replace(experiment, name=name, train=train)
-
-
 def slowly(experiment: Experiment, rate: float) -> Experiment:
     """The set-up at a learning rate that was not searched, under a name of its own."""
     name = f"{experiment.name}/slow"

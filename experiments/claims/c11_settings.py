@@ -1,6 +1,5 @@
 """C11: which rule at one setting is never much worse than the best of all."""
 
-import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Mapping
@@ -19,7 +18,7 @@ from experiments.claims.measures import (
     over_log_steps,
     rates_that_work,
 )
-from experiments.experiment import Experiment
+from experiments.experiment import SETUPS, Experiment
 from experiments.intervals import difference, interval, spread
 from experiments.study import Curves, collect, with_enough_seeds
 from pcn_jax.training import ALGORITHMS, AlgorithmName, OptimizerConfig
@@ -75,13 +74,8 @@ class Variant(NamedTuple):
 
     def of(self, setup: Experiment) -> Experiment:
         """The set-up so changed, under a name of its own if it is."""
-        train = dataclasses.replace(setup.train, **self.changes)
-        name = _name(setup.name, self.label)
-        return dataclasses.replace(setup, name=name, train=train)
-
-
-def _name(setup: str, label: str) -> str:
-    return f"{setup}/{label.replace(' ', '-')}" if label else setup
+        label = self.label.replace(" ", "-")
+        return setup.variant(label, **self.changes) if label else setup
 
 
 def _split(name: str, field: str, value: float) -> Variant:
@@ -158,7 +152,7 @@ def find(size: Size) -> Finding:
                 setup,
                 _label(*key),
                 f"{curves.learning_rate:g}",
-                rates_that_work(_name(setup, key[0]), key[1]),
+                rates_that_work(Variant(*key, {}).of(SETUPS[setup]).name, key[1]),
                 *(spread(_MEASURES[what](curves)) for what in (_OVER, _END)),
             ]
             for key, curves in runs.items()

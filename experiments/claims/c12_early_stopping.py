@@ -1,6 +1,5 @@
 """C12: with early stopping what we advise is never much worse than the best."""
 
-import dataclasses
 import functools
 
 import numpy as np
@@ -144,8 +143,7 @@ def stopping_early(setup: Experiment) -> Experiment:
       >>> stopping_early(SETUPS["digits-lt"]).name
       'digits-lt/early-stopping'
     """
-    name = f"{setup.name}/early-stopping"
-    return dataclasses.replace(setup, name=name, searched_for="early stopping")
+    return setup.variant("early-stopping", searched_for="early stopping")
 
 
 def _forgotten(study: Study) -> list[Effect]:

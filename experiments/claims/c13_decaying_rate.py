@@ -1,6 +1,5 @@
 """C13: with momentum and a learning rate that decays, as people train."""
 
-import dataclasses
 import functools
 
 from tabulate import tabulate
@@ -116,9 +115,4 @@ def decaying(setup: Experiment) -> Experiment:
       >>> decaying(SETUPS["digits-lt"]).name
       'digits-lt/decaying'
     """
-    return dataclasses.replace(
-        setup,
-        name=f"{setup.name}/decaying",
-        train=dataclasses.replace(setup.train, optimizer=_OPTIMIZER),
-        searched_for="at the end",
-    )
+    return setup.variant("decaying", searched_for="at the end", optimizer=_OPTIMIZER)

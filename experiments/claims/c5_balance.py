@@ -18,13 +18,7 @@ from experiments.claims.measures import (
 )
 from experiments.figures import Panel
 from experiments.intervals import difference, spread
-from experiments.study import (
-    BINARY,
-    Study,
-    collect,
-    with_enough_seeds,
-    with_older_references,
-)
+from experiments.study import BINARY, Study, collect, with_enough_seeds
 from pcn_jax.training import ALGORITHMS, AlgorithmName
 
 TITLE = "PCNSGD alone does not balance learning; PCNSGD+O and PCNSGD+R do"
@@ -35,7 +29,8 @@ COMPARED: tuple[AlgorithmName, ...] = (
     "pcnsgd+r",
     "sgd+rw",
 )
-_OLDER = "PCNSGD+R, older"
+_OLDER, _OLD = "PCNSGD+R, older", 10
+"""PCNSGD+R with gradients of all data that are up to so many steps old."""
 _BALANCED: tuple[AlgorithmName, ...] = ("pcnsgd+o", "pcnsgd+r")
 
 
@@ -51,7 +46,7 @@ def find(size: Size) -> Finding:
     setup = with_enough_seeds(BINARY[size], size)
     study = collect(setup, size, algorithms=COMPARED)
     runs = {ALGORITHMS[name].label: curves for name, curves in study.items()}
-    older = with_older_references(setup)
+    older = setup.variant("older", reference_every=_OLD)
     runs[_OLDER] = collect(older, size, algorithms=["pcnsgd+r"])["pcnsgd+r"]
     gaps = {label: over_log_steps(np.abs(class_gap(c))) for label, c in runs.items()}
     last_gaps = {label: np.abs(class_gap(c))[:, -1] for label, c in runs.items()}
@@ -112,7 +107,7 @@ def find(size: Size) -> Finding:
         f"{earlier} steps PCNSGD+O has seen as many examples of the minority as PCNSGD "
         "at the end; their training loss is then, minus PCNSGD's at the end, "
         f"{at_equal_examples}. PCNSGD+R needs gradients of all data at every step. "
-        f"*Older*: where they are refreshed every {older.train.reference_every} steps, "
+        f"*Older*: where they are refreshed every {_OLD} steps, "
         f"the gap at the end is, minus that of PCNSGD+R, {price}.",
     )
 

@@ -1,0 +1,184 @@
+"""C14: what the published code computes otherwise, against what the paper says."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.figure import Figure
+from tabulate import tabulate
+
+from experiments.claims.finding import Effect, Finding, Size
+from experiments.claims.measures import (
+    best_rate,
+    macro_recall,
+    over_log_steps,
+    rare_loss,
+)
+from experiments.experiment import Experiment
+from experiments.figures import STYLE, band, log_steps
+from experiments.intervals import difference, spread
+from experiments.study import Curves, collect, with_enough_seeds
+from pcn_jax.training import ALGORITHMS, AlgorithmName
+
+TITLE = (
+    "The published code's forms of PCNSGD+R and of PCNGD's step size are no better "
+    "than the paper's"
+)
+
+
+class Form(NamedTuple):
+    """One algorithm as the published code has it.
+
+    Attributes:
+      label: In tables, and of the folder with its runs.
+      algorithm: Its name.
+      changes: Fields of `TrainConfig`.
+      setups: On which it is compared with the algorithm as it stands.
+    """
+
+    label: str
+    algorithm: AlgorithmName
+    changes: dict[str, Any]
+    setups: dict[Size, tuple[str, ...]]
+
+    def of(self, setup: Experiment) -> Experiment:
+        """The set-up with the published form, under a name of its own."""
+        return setup.variant(self.label, **self.changes)
+
+
+FORMS = [
+    Form(
+        "product",
+        "pcnsgd+r",
+        {"published_alignment": True},
+        {
+            "fast": ("digits-halves", "digits-lt"),
+            "full": (
+                "digits-halves",
+                "automobile-truck-mlp",
+                "digits-lt",
+                "cifar10-multi-mlp",
+            ),
+        },
+    ),
+    Form(
+        "angle",
+        "pcngd",
+        {"angle_step_size": True},
+        {
+            "fast": ("digits-halves",),
+            "full": ("digits-halves", "automobile-truck-mlp"),
+        },
+    ),
+]
+_MUCH = 0.02
+"""Macro recall by which a form may be above the other."""
+_MEASURES: dict[str, Callable[[Curves], np.ndarray]] = {
+    "over training": lambda curves: over_log_steps(macro_recall(curves)),
+    "at the end": lambda curves: macro_recall(curves)[:, -1],
+}
+_NOTES = """\
+Product: the gradient of a class is multiplied by the product of the other classes' p,
+and not divided by its own; for two classes the direction is the same, and the step
+shorter by both p. Angle: the step of PCNGD is multiplied by 1 + cos of the angle
+between the gradients of the two classes. Each form has its own learning rate, from the
+same search. In the figure the published forms are dashed."""
+
+
+class Pair(NamedTuple):
+    """An algorithm on one set-up, as in the paper and as published."""
+
+    papers: Curves
+    published: Curves
+
+
+_Pairs = dict[tuple[str, str], Pair]
+"""By the name of the set-up and the label of the form."""
+
+
+def find(size: Size) -> Finding:
+    """Compares the published forms with those that are the default here.
+
+    Args:
+      size: Of the study.
+
+    Returns:
+      The finding.
+    """
+    effects, rows, pairs = [], [], _Pairs()
+    for form in FORMS:
+        name = ALGORITHMS[form.algorithm].label
+        for of_setup in form.setups[size]:
+            setup = with_enough_seeds(of_setup, size)
+            published = form.of(setup)
+            pair = Pair(*(_curves(one, form, size) for one in (setup, published)))
+            pairs[of_setup, form.label] = pair
+            for what, measure in _MEASURES.items():
+                more = difference(measure(pair.published), measure(pair.papers))
+                effects.append(
+                    Effect.of(
+                        f"{of_setup}, {name}: macro recall {what} with the "
+                        f"{form.label} minus that without: {more}, at most {_MUCH} "
+                        "above",
+                        more.is_below(_MUCH),
+                    )
+                )
+            for label, experiment, curves in (
+                (name, setup, pair.papers),
+                (f"{name}, {form.label}", published, pair.published),
+            ):
+                rows.append(
+                    [
+                        of_setup,
+                        label,
+                        best_rate(experiment.name, form.algorithm),
+                        *(spread(measure(curves)) for measure in _MEASURES.values()),
+                        spread(over_log_steps(rare_loss(curves))),
+                    ]
+                )
+    head = [
+        "set-up",
+        "",
+        "learning rate",
+        *(f"macro recall {what}" for what in _MEASURES),
+        "minority's training loss over training",
+    ]
+    return Finding(
+        title=TITLE,
+        effects=effects,
+        table=tabulate(rows, head, tablefmt="github"),
+        draw=functools.partial(_draw, pairs),
+        notes=_NOTES,
+        of_all=True,
+    )
+
+
+def _curves(experiment: Experiment, form: Form, size: Size) -> Curves:
+    return collect(experiment, size, algorithms=[form.algorithm])[form.algorithm]
+
+
+def _draw(pairs: _Pairs) -> Figure:
+    algorithms = {form.label: form.algorithm for form in FORMS}
+    columns = min(len(pairs), 3)
+    rows = -(-len(pairs) // columns)
+    with plt.style.context(STYLE):
+        figure, axes = plt.subplots(
+            rows, columns, figsize=(3.1 * columns, 2.4 * rows), squeeze=False
+        )
+        for axis, ((setup, label), pair) in zip(axes.flat, pairs.items(), strict=True):
+            algorithm = algorithms[label]
+            name = ALGORITHMS[algorithm].label
+            for curves, called, line in (
+                (pair.papers, name, "-"),
+                (pair.published, f"{name}, {label}", "--"),
+            ):
+                recall = macro_recall(curves)
+                band(axis, curves.steps, recall, algorithm, label=called, line=line)
+            log_steps(axis, pair.papers.steps)
+            axis.set_title(setup, loc="left", fontweight="bold")
+            axis.set_xlabel("step")
+            axis.legend()
+        figure.supylabel("macro recall", fontsize=8)
+    return figure
