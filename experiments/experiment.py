@@ -15,7 +15,14 @@ import tyro
 from pcn_jax.data import SETUPS as DATA_SETUPS
 from pcn_jax.data import DataConfig, Dataset, load
 from pcn_jax.models import ModelConfig, build
-from pcn_jax.training import ALGORITHMS, AlgorithmName, Problem, TrainConfig, plain
+from pcn_jax.training import (
+    ALGORITHMS,
+    AlgorithmName,
+    Keep,
+    Problem,
+    TrainConfig,
+    plain,
+)
 
 Goal = Literal["over training", "early stopping", "at the end"]
 """The mean of the measurements of a run counts, or the best of them, or the last."""
@@ -58,8 +65,10 @@ class Experiment:
     """Write TensorBoard event files, too, of the runs that are trained: those that are
     finished already get none."""
 
-    save_params: bool = False
-    """Write the trained parameters, too, to params.msgpack in the folder of each run.
+    save_params: Keep | None = None
+    """Write the parameters, too, in the folder of each run: the last, to
+    last_params.msgpack; or the best, to best_params.msgpack: those that were measured
+    after the start with the best macro recall on validation data (early stopping).
     Finished runs without them are trained again."""
 
     overwrite: bool = False

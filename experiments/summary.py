@@ -18,6 +18,8 @@ class RunSummary(NamedTuple):
 
     Attributes:
       macro_recall: On the test split, at the last step.
+      stopped_early: The same at the measurement after the start at which it is best on
+        the validation split.
       minority_recall: The same of the minority.
       drop: Depth of the initial drop: rise of the minority's training loss.
       drop_steps: Its length, in steps.
@@ -27,6 +29,7 @@ class RunSummary(NamedTuple):
     """
 
     macro_recall: float
+    stopped_early: float
     minority_recall: float
     drop: float
     drop_steps: float
@@ -84,9 +87,12 @@ def summarise_run(
     recall = np.array([record["test"]["recall"] for record in records], np.float64)
     drop = initial_drop(steps, loss[:, rare].mean(axis=1), best=0.0)
     rare_recall = recall[:, rare].mean(axis=1)
+    validation = np.array([r["validation"]["macro_recall"] for r in records[1:]])
+    best = 1 + validation.argmax() if validation.size else 0
     late = loss[steps >= steps[-1] / 2]
     return RunSummary(
         macro_recall=float(recall[-1].mean()),
+        stopped_early=float(recall[best].mean()),
         minority_recall=float(rare_recall[-1]),
         drop=drop.depth,
         drop_steps=drop.steps,
@@ -134,6 +140,7 @@ def table(summary: Mapping[AlgorithmName, Summary], target_recall: float) -> str
     """
     columns: dict[str, tuple[str, Callable[[Sequence[float]], str]]] = {
         "macro recall": ("macro_recall", _mean),
+        "stopped early": ("stopped_early", _mean),
         "minority recall": ("minority_recall", _mean),
         "drop": ("drop", _mean),
         "drop, steps": ("drop_steps", _median),
@@ -154,7 +161,8 @@ def table(summary: Mapping[AlgorithmName, Summary], target_recall: float) -> str
     number = len(next(iter(summary.values())).runs)
     text = textwrap.fill(
         f"Over {number} seeds. Recalls are of the balanced test split at the last "
-        "step; the minority is the rarest third of the classes; the drop is the rise "
+        "step, or stopped early: where the macro recall is best on the validation "
+        "split; the minority is the rarest third of the classes; the drop is the rise "
         "of its training loss before it is learned; steps to "
         f"{target_recall:g} are counted up to that recall of the minority; late loss "
         "is the largest training loss of any class in the second half of the run. Mean "

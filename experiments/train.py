@@ -26,6 +26,7 @@ from pcn_jax.training import (
     TrainState,
     finished_description,
     make_train,
+    params_path,
     plain,
     read_run,
     write_run,
@@ -61,7 +62,7 @@ def run(experiment: Experiment) -> tuple[Dataset, Runs]:
                 ) as write:
                     state = train(seed, on_record=write)
                     if experiment.save_params:
-                        write.save_params(state)
+                        write.save_params(state, experiment.save_params)
             runs.setdefault(algorithm, []).append(read_run(folder))
         print(f"{ALGORITHMS[algorithm].label}: {len(experiment.seeds)} seeds done")
     return dataset, runs
@@ -81,6 +82,7 @@ def _prepared(
             algorithm,
             experiment.learning_rate_of(algorithm),
             experiment.train,
+            keep=experiment.save_params or "last",
         )
         for algorithm in experiment.algorithms
     }
@@ -98,7 +100,8 @@ def _is_missing(
         if found is None:
             return True
         if found == description:
-            return experiment.save_params and not (folder / "params.msgpack").exists()
+            keep = experiment.save_params
+            return keep is not None and not params_path(folder, keep).exists()
         keys = {**description, **found}
         differing = [key for key in keys if found.get(key) != description.get(key)]
         reason = (

@@ -317,10 +317,19 @@ def test_what_a_search_wants_to_be_best_is_its_score() -> None:
     assert tune.score(measured[:-1], "at the end") == 0.3
 
 
-def records(losses: Any, recalls: Any) -> list[Record]:
+def records(
+    losses: Any, recalls: Any, validation: Any = (0.5, 0.5, 0.5, 0.5)
+) -> list[Record]:
     return [
-        {"step": step, "train": {"loss": loss}, "test": {"recall": recall}}
-        for step, loss, recall in zip((0, 1, 10, 100), losses, recalls, strict=True)
+        {
+            "step": step,
+            "train": {"loss": loss},
+            "validation": {"macro_recall": macro_recall},
+            "test": {"recall": recall},
+        }
+        for step, loss, recall, macro_recall in zip(
+            (0, 1, 10, 100), losses, recalls, validation, strict=True
+        )
     ]
 
 
@@ -328,9 +337,11 @@ def test_a_run_in_numbers() -> None:
     run = records(
         losses=[[0.7, 0.7], [0.4, 1.9], [0.1, 0.9], [0.0, 0.1]],
         recalls=[[0.5, 0.4], [1.0, 0.0], [1.0, 0.3], [0.9, 0.7]],
+        validation=[0.9, 0.5, 0.8, 0.7],
     )
     numbers = summarise_run(run, np.array([70, 10]), target_recall=0.5)
     assert numbers.macro_recall == pytest.approx(0.8)
+    assert numbers.stopped_early == pytest.approx(0.65)  # the start does not count
     assert numbers.minority_recall == 0.7
     assert numbers.drop == pytest.approx(1.2)
     assert numbers.drop_steps == 100

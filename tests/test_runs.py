@@ -128,16 +128,19 @@ def test_a_broken_run_is_named(
 
 def test_parameters_belong_to_their_run(tmp_path: Path) -> None:
     kept: Any = {"params": {"w": jnp.arange(3.0)}, "model_state": {"mean": jnp.ones(2)}}
+    best = kept | {"params": {"w": jnp.zeros(3)}}
     zero = jnp.zeros(())
     state = TrainState(zero, zero, zero, **kept, opt_state=())
     with write_run(tmp_path, {}) as write:
         write(RECORDS[0])
         write.save_params(state)
-    saved = serialization.msgpack_restore((tmp_path / "params.msgpack").read_bytes())
-    chex.assert_trees_all_equal(saved, kept)
+        write.save_params(state._replace(params=best["params"]), "best")
+    for keep, of_state in ("last", kept), ("best", best):
+        saved = (tmp_path / f"{keep}_params.msgpack").read_bytes()
+        chex.assert_trees_all_equal(serialization.msgpack_restore(saved), of_state)
     with write_run(tmp_path, {}) as write:
         write(RECORDS[0])
-    assert not (tmp_path / "params.msgpack").exists()
+    assert not list(tmp_path.glob("*_params.msgpack"))
 
 
 def test_tensorboard_events_hold_every_number(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import itertools
 import json
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -65,6 +66,34 @@ class TestMeasuredSteps:
         expected = measured_steps(23, per_decade=4)
         assert [record["step"] for record in records] == expected
         assert len(expected) < 23
+
+
+class TestKeep:
+    """Which state a run returns."""
+
+    def test_the_best_is_that_of_a_run_that_ended_there(self) -> None:
+        on, every_step = problem(), {"steps": 12, "measurements_per_decade": 1000}
+        made: Any = (on, "pcnsgd", 3.0, train_config(**every_step))
+        records: list[Record] = []
+        best = make_train(*made, keep="best")(0, on_record=records.append)
+        recalls = [record["validation"]["macro_recall"] for record in records]
+        at = 1 + int(np.argmax(recalls[1:]))
+        assert at < 12  # or it would be the last anyway
+        assert int(best.step) == at
+        ended = make_train(on, "pcnsgd", 3.0, train_config(steps=at))(0)
+        chex.assert_trees_all_equal(best.params, ended.params)
+        unwatched = make_train(*made, keep="best")(0)
+        chex.assert_trees_all_equal(best, unwatched)
+        assert int(make_train(*made)(0).step) == 12
+
+    def test_of_no_steps_it_is_the_start(self) -> None:
+        train = make_train(problem(), "sgd", 0.1, train_config(steps=0), keep="best")
+        assert int(train(0).step) == 0
+
+    def test_refuses_what_is_neither(self) -> None:
+        keep: Any = "first"
+        with pytest.raises(ValueError, match=r"keep must be one of 'last', 'best'"):
+            make_train(problem(), "sgd", 0.1, train_config(), keep=keep)
 
 
 class TestRecords:

@@ -14,17 +14,19 @@ from pcn_jax.training.runs import (
     RunWriter,
     environment,
     finished_description,
+    params_path,
     plain,
     read_run,
     write_run,
 )
-from pcn_jax.training.state import TrainState
+from pcn_jax.training.state import Keep, TrainState
 from pcn_jax.training.step import Steps, make_steps
 
 __all__ = [
     "ALGORITHMS",
     "Algorithm",
     "AlgorithmName",
+    "Keep",
     "OptimizerConfig",
     "Problem",
     "Record",
@@ -39,6 +41,7 @@ __all__ = [
     "make_steps",
     "make_train",
     "measured_steps",
+    "params_path",
     "plain",
     "read_run",
     "write_run",

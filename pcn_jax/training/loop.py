@@ -8,11 +8,12 @@ from typing import Any
 import jax
 from tqdm.auto import tqdm
 
+from pcn_jax.checks import check_choice
 from pcn_jax.training.algorithms import ALGORITHMS, AlgorithmName, make_sampler
 from pcn_jax.training.config import TrainConfig
 from pcn_jax.training.measure import Record, make_measure, measured_steps
 from pcn_jax.training.problem import Examples, Problem
-from pcn_jax.training.state import TrainState
+from pcn_jax.training.state import Keep, TrainState, copied
 from pcn_jax.training.step import Steps, make_steps
 
 
@@ -23,6 +24,7 @@ def make_train(
     config: TrainConfig,
     *,
     measure: Callable[[TrainState], Record] | None = None,
+    keep: Keep = "last",
 ) -> Callable[..., TrainState]:
     """Builds a training run; what it compiles serves all seeds and rates.
 
@@ -34,19 +36,22 @@ def make_train(
       config: The budget, the optimizer and the rest.
       measure: From a state to what is recorded of it; `None` for all of `make_measure`,
         which takes passes over all the data.
+      keep: Which state is returned: `"last"`, or for early stopping `"best"`, the one
+        that was measured after the start with the best macro recall on validation data.
+        The run goes on to the end: after a slump a later state may be the best.
 
     Returns:
-      `train(seed, on_record=None)`, which trains from scratch and returns the final
+      `train(seed, on_record=None)`, which trains from scratch and returns a
       `TrainState`. `on_record` is called with each measurement, at step 0, at
       log-spaced steps and at the last. The same seed gives the same result,
       bit for bit on one machine.
 
     Raises:
-      ValueError: If there is no such algorithm, the learning rate is not positive and
-        finite, the batch size does not suit the sampler and the class counts, or the
-        sampler does not suit the algorithm; when called, if a gradient of all the data
-        is asked of a model whose examples interact, or if the seed is not from 0 to
-        2**32 - 1.
+      ValueError: If there is no such algorithm or `keep`, the learning rate is not
+        positive and finite, the batch size does not suit the sampler and the class
+        counts, or the sampler does not suit the algorithm; when called, if a gradient
+        of all the data is asked of a model whose examples interact, or if the seed is
+        not from 0 to 2**32 - 1.
 
     Example:
       >>> from pcn_jax.data import SETUPS, load
@@ -67,6 +72,7 @@ def make_train(
         raise ValueError(
             f"learning_rate must be positive and finite, got {learning_rate!r}."
         )
+    check_choice("keep", keep, Keep)
     label = ALGORITHMS[algorithm].label
     # Kept with the data that it belongs to, and let go with them.
     if (algorithm, config) not in problem.compiled:
@@ -82,6 +88,7 @@ def make_train(
         if not 0 <= seed < 2**32:
             raise ValueError(f"seed must be from 0 to 2**32 - 1, got {seed!r}.")
         state = steps.init(seed, learning_rate)
+        best, best_recall = None, -math.inf
         with tqdm(
             total=config.steps,
             desc=f"{label}, seed {seed}",
@@ -92,9 +99,16 @@ def make_train(
             for start, stop in zip([0, *stops], stops, strict=False):
                 state = advance(state, problem.splits["train"], stop - start)
                 progress.update(stop - start)
+                if on_record is None and keep == "last":
+                    continue
+                record = measured(state)
                 if on_record is not None:
-                    on_record(measured(state))
-        return state
+                    on_record(record)
+                if keep == "best" and stop:
+                    recall = record["validation"]["macro_recall"]
+                    if recall > best_recall:
+                        best, best_recall = copied(state), recall
+        return state if best is None else best
 
     return train
 

@@ -5,13 +5,12 @@ from typing import Any
 
 import chex
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from pcn_jax.dynamics import predicted_loss_changes
 from pcn_jax.geometry import class_alignment, class_cosines, class_norms
 from pcn_jax.training.problem import Problem, StepValue
-from pcn_jax.training.state import TrainState
+from pcn_jax.training.state import TrainState, copied
 from pcn_jax.training.step import Steps
 from pcn_jax.weights import SmoothedNormState
 
@@ -70,7 +69,7 @@ def make_measure(problem: Problem, steps: Steps) -> Callable[[TrainState], Recor
         if steps.reference_every and int(state.step) % steps.reference_every == 0:
             state = state._replace(reference=all_data[1])
         _, batch = steps.class_gradients(state, train)
-        updates, _ = steps.step(_copy(state), train)  # which takes what it is given
+        updates, _ = steps.step(copied(state), train)
         record = {
             "step": state.step,
             **{
@@ -85,12 +84,6 @@ def make_measure(problem: Problem, steps: Steps) -> Callable[[TrainState], Recor
         return plain
 
     return measure
-
-
-@jax.jit
-def _copy(state: TrainState) -> TrainState:
-    copied: TrainState = jax.tree.map(jnp.copy, state)
-    return copied
 
 
 @jax.jit

@@ -11,17 +11,17 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import numpy as np
 from flax import serialization
 
 from pcn_jax.training.measure import Record
-from pcn_jax.training.state import TrainState
+from pcn_jax.training.state import Keep, TrainState
 
 _DESCRIPTION, _RECORDS = "run.json", "metrics.jsonl"
-_PARAMS, _TENSORBOARD = "params.msgpack", "tensorboard"
+_TENSORBOARD = "tensorboard"
 
 
 @dataclass(frozen=True)
@@ -35,14 +35,16 @@ class RunWriter:
         """Appends a record to `metrics.jsonl`."""
         self._append(record)
 
-    def save_params(self, state: TrainState) -> None:
+    def save_params(self, state: TrainState, keep: Keep = "last") -> None:
         """Writes parameters and model state, as `flax.serialization` reads them.
 
         Args:
-          state: Whose `params` and `model_state` go to `params.msgpack`.
+          state: Whose `params` and `model_state` are written.
+          keep: Which state that is; they go to `last_params.msgpack` or
+            `best_params.msgpack`.
         """
         saved = {"params": state.params, "model_state": state.model_state}
-        (self._folder / _PARAMS).write_bytes(serialization.to_bytes(saved))
+        params_path(self._folder, keep).write_bytes(serialization.to_bytes(saved))
 
 
 @contextlib.contextmanager
@@ -95,13 +97,24 @@ def write_run(
 
 def _publish(partial: Path, folder: Path) -> None:
     """Replaces the run in a folder: the records go first and come last."""
-    for name in (_RECORDS, _PARAMS):
+    params = [params_path(partial, keep).name for keep in get_args(Keep)]
+    for name in (_RECORDS, *params):
         (folder / name).unlink(missing_ok=True)
     shutil.rmtree(folder / _TENSORBOARD, ignore_errors=True)
-    for name in (_DESCRIPTION, _PARAMS, _TENSORBOARD, _RECORDS):
+    for name in (_DESCRIPTION, *params, _TENSORBOARD, _RECORDS):
         if (partial / name).exists():
             (partial / name).replace(folder / name)
     partial.rmdir()
+
+
+def params_path(folder: Path, keep: Keep) -> Path:
+    """Where `RunWriter.save_params` writes.
+
+    Args:
+      folder: Folder of the run.
+      keep: Which state is meant.
+    """
+    return folder / f"{keep}_params.msgpack"
 
 
 def read_run(folder: Path) -> list[Record]:

@@ -1,12 +1,16 @@
 """The state of a training run, and what of it the loss takes."""
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import chex
 import jax
+import jax.numpy as jnp
 import optax
 
 from pcn_jax.training.problem import ModelState
+
+Keep = Literal["last", "best"]
+"""Which state of a run is kept: the last, or that of early stopping."""
 
 
 class TrainState(NamedTuple):
@@ -39,6 +43,17 @@ class TrainState(NamedTuple):
         """What `Problem.losses` takes after the batch: it, and a key for dropout."""
         _, dropout_key = run_keys(self.seed)
         return self.model_state, jax.random.fold_in(dropout_key, self.step)
+
+
+@jax.jit
+def copied(state: TrainState) -> TrainState:
+    """The same in memory of its own: a step takes what it is given.
+
+    Args:
+      state: Any.
+    """
+    copy: TrainState = jax.tree.map(jnp.copy, state)
+    return copy
 
 
 def run_keys(seed: jax.typing.ArrayLike) -> jax.Array:
