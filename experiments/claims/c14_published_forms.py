@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from tabulate import tabulate
 
+from experiments.claims.c13_decaying_rate import decaying
 from experiments.claims.finding import Effect, Finding, Size
 from experiments.claims.measures import (
     best_rate,
@@ -35,7 +36,7 @@ class Form(NamedTuple):
       label: In tables, and of the folder with its runs.
       algorithm: Its name.
       changes: Fields of `TrainConfig`.
-      setups: On which it is compared with the algorithm as it stands.
+      setups: On which it is compared with the algorithm as it stands, by name.
     """
 
     label: str
@@ -57,8 +58,10 @@ FORMS = [
             "fast": ("digits-halves", "digits-lt"),
             "full": (
                 "digits-halves",
+                "digits-halves/decaying",
                 "automobile-truck-mlp",
                 "digits-lt",
+                "digits-lt/decaying",
                 "cifar10-multi-mlp",
             ),
         },
@@ -84,7 +87,7 @@ Product: the gradient of a class is multiplied by the product of the other class
 and not divided by its own; for two classes the direction is the same, and the step
 shorter by both p. Angle: the step of PCNGD is multiplied by 1 + cos of the angle
 between the gradients of the two classes. Each form has its own learning rate, from the
-same search. In the figure the published forms are dashed."""
+same search; *decaying*: with the momentum and the decay of C13. In the figure the published forms are dashed."""
 
 
 class Pair(NamedTuple):
@@ -111,7 +114,7 @@ def find(size: Size) -> Finding:
     for form in FORMS:
         name = ALGORITHMS[form.algorithm].label
         for of_setup in form.setups[size]:
-            setup = with_enough_seeds(of_setup, size)
+            setup = _setup(of_setup, size)
             published = form.of(setup)
             pair = Pair(*(_curves(one, form, size) for one in (setup, published)))
             pairs[of_setup, form.label] = pair
@@ -153,6 +156,13 @@ def find(size: Size) -> Finding:
         notes=_NOTES,
         of_all=True,
     )
+
+
+def _setup(name: str, size: Size) -> Experiment:
+    """One of `SETUPS`; with the decaying rate of C13, where that is said behind it."""
+    of_setups, *how = name.split("/")
+    setup = with_enough_seeds(of_setups, size)
+    return decaying(setup) if how else setup
 
 
 def _curves(experiment: Experiment, form: Form, size: Size) -> Curves:
