@@ -20,6 +20,7 @@ from experiments.claims import (
     c11_settings,
     c12_early_stopping,
     c13_decaying_rate,
+    c14_published_forms,
     measures,
 )
 from experiments.claims.finding import Effect, Finding, Size
@@ -278,6 +279,15 @@ def test_variants_of_set_ups_have_known_learning_rates(
         for algorithm in claim.COMPARED[size]:
             of_setup = variant(SETUPS[setup])
             assert of_setup.learning_rate_of(algorithm) > 0  # or CI would search
+
+
+@pytest.mark.parametrize("size", ["fast", "full"])
+def test_published_forms_have_known_learning_rates(size: Size) -> None:
+    for form in c14_published_forms.FORMS:
+        for name in form.setups[size]:
+            setup = c14_published_forms.setup_of(name, size)
+            for one in setup, form.of(setup):
+                assert one.learning_rate_of(form.algorithm) > 0  # or CI would search
 
 
 def test_a_missing_learning_rate_is_searched(

@@ -119,7 +119,7 @@ def find(size: Size) -> Finding:
     for form in FORMS:
         name = ALGORITHMS[form.algorithm].label
         for of_setup in form.setups[size]:
-            setup = _setup(of_setup, size)
+            setup = setup_of(of_setup, size)
             published = form.of(setup)
             pair = Pair(*(_curves(one, form, size) for one in (setup, published)))
             pairs[of_setup, form.label] = pair
@@ -164,8 +164,13 @@ def find(size: Size) -> Finding:
     )
 
 
-def _setup(name: str, size: Size) -> Experiment:
-    """One of `SETUPS`; with the decaying rate of C13, where that is said behind it."""
+def setup_of(name: str, size: Size) -> Experiment:
+    """One of `SETUPS`; with the decaying rate of C13, where that is said behind it.
+
+    Args:
+      name: Such as `"digits-lt"` or `"digits-lt/decaying"`.
+      size: Of the study.
+    """
     of_setups, *how = name.split("/")
     setup = with_enough_seeds(of_setups, size)
     return decaying(setup) if how else setup
