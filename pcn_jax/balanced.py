@@ -341,18 +341,14 @@ def _fused(
         reference=reference,
         with_gramian=weighing.with_gramian,
     )
-    norms, scale = jnp.sqrt(measured.squares), measured.scale
     halves = gramian = alignment = None
     if measured.halves is not None:
-        halves = measured.halves * scale * jnp.roll(scale, -1)
-        halves = layout.to_classes(halves)[::2]
+        halves = layout.to_classes(measured.halves)[::2]
     if measured.gramian is not None:
-        gramian = measured.gramian * scale[:, None] * scale[None, :]
-        gramian = layout.to_classes(layout.to_classes(gramian).T).T
-    if measured.products is not None:
-        cosines = measured.products / jnp.where(norms == 0, 1, norms)
-        alignment = layout.to_classes(jnp.clip(cosines, -1, 1))
-    norms, counts = layout.to_classes(norms * scale), layout.to_classes(layout.counts)
+        gramian = layout.to_classes(layout.to_classes(measured.gramian).T).T
+    if measured.alignment is not None:
+        alignment = layout.to_classes(measured.alignment)
+    norms, counts = layout.to_classes(measured.norms), layout.to_classes(layout.counts)
     losses = jnp.where(layout.members, measured.losses[None, :], 0).sum(axis=1)
     losses = losses / at_least_one(layout.counts).astype(losses.dtype)
     value, weights = weighing.weigh(

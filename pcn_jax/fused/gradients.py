@@ -52,23 +52,20 @@ class Measured(NamedTuple):
     Attributes:
       losses: Of each example, `[B]`.
       aux: The auxiliary output.
-      squares: Squared norms of the rows `[R]`, divided by `scale` squared.
-      halves: Inner products of the halves of a class, in the row of the first `[R]`,
-        divided by the `scale` of both; zero elsewhere. Or `None`.
-      gramian: Inner products of the rows `[R, R]`, divided likewise, or `None`.
-      products: Inner products of the rows with their references `[R]`, divided by
-        `scale` and by the norms of the references, or `None`.
-      scale: What the rows were divided by so that no square over- or underflows, `[R]`.
+      norms: Of the rows, `[R]`.
+      halves: Inner products of the halves of a class, in the row of the first `[R]`;
+        zero elsewhere. Or `None`.
+      gramian: Inner products of the rows `[R, R]`, or `None`.
+      alignment: Cosines of the rows with their references `[R]`, or `None`.
       add_up: From weights of the rows `[R]` to the weighted sum, shaped like `params`.
     """
 
     losses: jax.Array
     aux: Any
-    squares: jax.Array
+    norms: jax.Array
     halves: jax.Array | None
     gramian: jax.Array | None
-    products: jax.Array | None
-    scale: jax.Array
+    alignment: jax.Array | None
     add_up: Callable[[jax.Array], chex.ArrayTree]
 
 
@@ -93,7 +90,7 @@ def measure(
       *args: What else the loss takes.
       seeds: Weights of the examples' losses in their mean, 1 or 0 for padding, `[B]`.
       layout: Which rows the examples belong to.
-      reference: Gradients with which to take inner products, leaves `[R, ...]`.
+      reference: Gradients of norm 1 with which to take cosines, leaves `[R, ...]`.
       with_gramian: Whether to take the inner products of all rows.
 
     Returns:
@@ -101,6 +98,7 @@ def measure(
     """
     given = traced.arguments(params, inputs, labels, *args)
     losses, aux, taps = tap(traced, given, seeds)
+    # Rows are taken over this up to the end, so that no square over- or underflows.
     scale = _scale_of_rows(traced.sites, taps, layout)
     weights = layout.to_examples(1 / scale)
     choices = choices_of(
@@ -145,22 +143,26 @@ def measure(
             sums |= weight_gradients(site, taken, each)
         return jax.tree.unflatten(jax.tree.structure(params), to_params(sums))
 
-    gramian = products = halves = None
+    gramian = halves = alignment = None
     if with_gramian:
         gramian, singles = _gramian(matrices, sources, weights, layout)
         squares = jnp.diagonal(gramian)
-        halves = jnp.pad(jnp.diagonal(gramian, offset=1), (0, 1))
+        if layout.by_halves:
+            halves = jnp.pad(jnp.diagonal(gramian, offset=1), (0, 1))
     else:
         (squares, halves), singles = _sums(matrices, sources, ways, weights, layout)
     if halves is not None:
         is_half = jnp.diff(layout.wholes, append=layout.num_classes) == 0
-        halves = jnp.where(is_half, halves, 0) if layout.by_halves else None
+        halves = jnp.where(is_half, halves, 0) * scale * jnp.roll(scale, -1)
     # Where examples nearly cancel, the rest is rounding: not even its sign is known.
     rounding = _ROUNDING * float(np.finfo(singles.dtype).eps)
-    squares = jnp.maximum(squares, rounding * singles)
+    norms = jnp.sqrt(jnp.maximum(squares, rounding * singles))
     if reference is not None:
         products = _products(matrices, jax.tree.leaves(reference))
-    return Measured(losses, aux, squares, halves, gramian, products, scale, add_up)
+        alignment = jnp.clip(products / jnp.where(norms == 0, 1, norms), -1, 1)
+    if gramian is not None:
+        gramian *= scale[:, None] * scale[None, :]
+    return Measured(losses, aux, norms * scale, halves, gramian, alignment, add_up)
 
 
 def choices_of(
