@@ -124,6 +124,8 @@ def find(size: Size) -> Finding:
             pair = Pair(*(_curves(one, form, size) for one in (setup, published)))
             pairs[of_setup, form.label] = pair
             for what, measure in _MEASURES.items():
+                if setup.searched_for not in ("over training", what):
+                    continue  # the rate is good for something else
                 more = difference(measure(pair.published), measure(pair.papers))
                 effects.append(
                     Effect.of(
