@@ -91,8 +91,8 @@ Product: the gradient of a class is multiplied by the product of the other class
 and not divided by its own; for two classes the direction is the same, and the step
 shorter by both p. Angle: the step of PCNGD is multiplied by 1 + cos of the angle
 between the gradients of the two classes. Each form has its own learning rate, from the
-same search; *decaying*: with the momentum and the decay of C13. In the figure the
-published forms are dashed."""
+same search; *decaying*: with the momentum and the decay of C13, at the end only. In the
+figure the published forms are dashed."""
 
 
 class Pair(NamedTuple):
