@@ -120,13 +120,11 @@ _HOW_TO_READ = """## How to read it
   with momentum a tenth of it), chosen on validation data with other seeds (three; two
   on digits-halves; one of VGG16 and ResNet18, and of GD, PCNGD and PCNSGD+R on the
   CNN), and [kept](experiments/learning_rates). It is that with the best mean over
-  training, but in C12 and C13.
+  training, but in C12, C13 and what is *decaying* in C14.
 - Recalls are of test data, at the last step unless said otherwise. The minority is the
   rarer of two classes, and the rarest third of more. Macro recall is the mean of the
   recalls of the classes. *Over training*: the mean over log-spaced measurements.
-- Nets are named at the end of a set-up, or an MLP with two layers of 32. PCNSGD+R takes
-  fresh gradients of all data every 10 steps, and on digits and the CNN every step (see
-  C5).
+- Nets are named at the end of a set-up, or an MLP with two layers of 32.
 
 | name | batches have | the mean gradient of each class is multiplied by |
 | --- | --- | --- |
@@ -134,7 +132,7 @@ _HOW_TO_READ = """## How to read it
 | SGD | each class as the data do | its share of the batch |
 | PCNGD, PCNSGD | as GD, SGD | 1 / its norm |
 | +O | equally many examples of each class | as without |
-| +R | as SGD | 1 / (its norm · p), p its cosine with that of all data |
+| +R | as SGD | 1 / (its norm · p), p its cosine with that of all data, fresh at every step |
 | +RW | as SGD | 1 / C |
 | +LA | as SGD | as SGD; the log of each share of the data is added to its logit |
 | +clip | as SGD, or +O | 1 / max(its norm, 0.1) |
@@ -147,9 +145,8 @@ _NOT_RUN = """## Not run
   want an accelerator. Learning rates below 0.001 where that is the best (see C8).
 - CIFAR-100; animals against vehicles, horse against deer and five classes but in C8
   and C11 to C13. In C13 animals against vehicles, the CNN and the ResNet-32.
-- PCNSGD+R with fresh gradients of all data at every step, but on digits and the CNN
-  and in C5; the published form of +R and the published step-size rule of PCNGD, which
-  are implemented; full-batch PCNGD to the end of training.
+- The published form of +R and the published step-size rule of PCNGD but in C14;
+  full-batch PCNGD to the end of training.
 - The two halves of a class against all pairs of its examples in training: their spread
   is in the figure of C10.
 - Several seeds in the search of learning rates of VGG16 and ResNet18, and of GD, PCNGD
