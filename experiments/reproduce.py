@@ -132,7 +132,7 @@ _HOW_TO_READ = """## How to read it
 | SGD | each class as the data do | its share of the batch |
 | PCNGD, PCNSGD | as GD, SGD | 1 / its norm |
 | +O | equally many examples of each class | as without |
-| +R | as SGD | 1 / (its norm · p), p its cosine with that of all data, fresh at every step |
+| +R | as SGD | 1 / (its norm · p), p its cosine with that of all data at each step |
 | +RW | as SGD | 1 / C |
 | +LA | as SGD | as SGD; the log of each share of the data is added to its logit |
 | +clip | as SGD, or +O | 1 / max(its norm, 0.1) |
