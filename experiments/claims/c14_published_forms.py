@@ -61,7 +61,6 @@ FORMS = [
             "full": (
                 "digits-halves",
                 "digits-halves/decaying",
-                "automobile-truck-mlp",
                 "digits-lt",
                 "digits-lt/decaying",
                 "cifar10-multi-mlp",
@@ -184,13 +183,15 @@ def _curves(experiment: Experiment, form: Form, size: Size) -> Curves:
 
 def _draw(pairs: _Pairs) -> Figure:
     algorithms = {form.label: form.algorithm for form in FORMS}
-    columns = min(len(pairs), 3)
+    columns = min(len(pairs), 4)
     rows = -(-len(pairs) // columns)
     with plt.style.context(STYLE):
         figure, axes = plt.subplots(
-            rows, columns, figsize=(3.1 * columns, 2.4 * rows), squeeze=False
+            rows, columns, figsize=(2.5 * columns, 2.4 * rows), squeeze=False
         )
-        for axis, ((setup, label), pair) in zip(axes.flat, pairs.items(), strict=True):
+        for axis in axes.flat[len(pairs) :]:
+            axis.remove()
+        for axis, ((setup, label), pair) in zip(axes.flat, pairs.items(), strict=False):
             algorithm = algorithms[label]
             name = ALGORITHMS[algorithm].label
             for curves, called, line in (
