@@ -79,7 +79,11 @@ def test_the_script_with_logit_adjustment_ends_with_the_shares_of_the_data() -> 
 
 def test_the_training_script_in_python_records() -> None:
     block, _, _ = blocks("docs/command_line.md")
-    assert [record["step"] for record in run(block)["records"]][-1] == 20
+    names = run(block)
+    last = names["records"][-1]
+    assert last["step"] == 20
+    right = names["predictions"] == names["test"].labels
+    assert float(right.mean()) == pytest.approx(last["test"]["macro_recall"], abs=1e-6)
 
 
 def test_saved_parameters_are_those_of_the_run(

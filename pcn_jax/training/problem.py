@@ -165,6 +165,23 @@ class Problem:
             logits += jnp.log(shares)[None, :].astype(logits.dtype)
         return _cross_entropy(logits, labels), new_state
 
+    def logits(
+        self, params: chex.ArrayTree, model_state: ModelState, inputs: jax.Array
+    ) -> jax.Array:
+        """What the model makes of inputs as the data have them, in evaluation mode.
+
+        Args:
+          params: Parameters, such as `state.params` of a trained `TrainState`.
+          model_state: Its other collections, `state.model_state`.
+          inputs: `[B, ...]`; they are normalised here.
+
+        Returns:
+          Logits `[B, C]`; `argmax(axis=-1)` of them is the predicted class.
+        """
+        logits, _ = self._apply(params, model_state, inputs, train=False, mutable=[])
+        found: jax.Array = logits
+        return found
+
     @property
     def passes_are_traceable(self) -> bool:
         """Whether a pass over the training set may be under `jax.jit` as a whole."""
@@ -204,9 +221,7 @@ class Problem:
         def of_examples(
             params: chex.ArrayTree, model_state: ModelState, split: Examples
         ) -> tuple[jax.Array, jax.Array]:
-            logits, _ = self._apply(
-                params, model_state, split.inputs, train=False, mutable=[]
-            )
+            logits = self.logits(params, model_state, split.inputs)
             losses = _cross_entropy(logits, split.labels)
             predictions = jnp.argmax(logits, axis=-1).astype(split.labels.dtype)
             return losses, predictions == split.labels
