@@ -13,7 +13,9 @@ def scale_by_class_angle() -> optax.GradientTransformationExtraArgs:
     """Multiplies by `1 + cos α`: the two-class step-size rule of the published code.
 
     `α` is the angle between the two class gradients, so the step shrinks where they
-    oppose each other: PCNGD's direction has `‖d‖² = 2 (1 + cos α)`.
+    oppose each other: PCNGD's direction has `‖d‖² = 2 (1 + cos α)`. On automobiles and
+    trucks PCNGD ended 0.07 higher in macro recall with it, and on digits as high
+    (`RESULTS.md`, C14).
 
     Returns:
       A stateless transformation of class gradients.
