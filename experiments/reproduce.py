@@ -101,15 +101,15 @@ FIGURES = Path("docs/results")
 _HEAD = """# Results
 
 The claims of [the paper](https://arxiv.org/abs/2207.00391) (its theory, and C1 to C8)
-and five of our own (C9 to C14). Made by `make reproduce`; every number is that of a run
+and six of our own (C9 to C14). Made by `make reproduce`; every number is that of a run
 kept in [results/](results), and every run goes through the same loop.
 """
 _HOW_TO_READ = """## How to read it
 
 - What a claim says was *seen* if its whole interval over seeds is on the right side,
   *refuted* if it is on the other, and is *undecided* otherwise. A claim *holds* if all
-  of it was seen, and *in part* if some of it was. One that says *never* (C11 to C14)
-  *does not hold* if anything was refuted.
+  of it was seen, and *in part* if some of it was. One that says *never* or
+  *no better* (C11 to C14) *does not hold* if anything was refuted.
 - [Brackets]: 95 % intervals over seeds, of Student's t. Comparisons are paired, since
   the runs of a seed start from the same parameters and see the same data. (On normal
   data these intervals cover 95 %; those by bootstrap from five seeds cover 84 %.)
