@@ -61,6 +61,7 @@ FORMS = [
             "full": (
                 "digits-halves",
                 "digits-halves/decaying",
+                "automobile-truck-mlp",
                 "digits-lt",
                 "digits-lt/decaying",
                 "cifar10-multi-mlp",
