@@ -14,8 +14,7 @@ from experiments.claims.advised import Below
 from experiments.claims.drawing import Dot, draw_dots
 from experiments.claims.finding import Effect, Finding, Size
 from experiments.claims.measures import (
-    macro_recall,
-    over_log_steps,
+    MACRO_RECALLS,
     rates_that_work,
 )
 from experiments.experiment import SETUPS, Experiment
@@ -120,10 +119,6 @@ _PLAIN: tuple[AlgorithmName, ...] = (
 PLAIN = [Variant("", algorithm, {}) for algorithm in _PLAIN]
 _REFERENCES = [Variant("", "pcnsgd+r", {})]
 _OVER, _END = "over training", "at the end"
-_MEASURES: dict[str, Callable[[Curves], np.ndarray]] = {
-    _END: lambda curves: macro_recall(curves)[:, -1],
-    _OVER: lambda curves: over_log_steps(macro_recall(curves)),
-}
 _Key = tuple[str, AlgorithmName]
 _ONE: _Key = ("", "pcnsgd+o+clip")
 _AS_THEY_COME: _Key = ("", "pcnsgd+split")
@@ -153,7 +148,7 @@ def find(size: Size) -> Finding:
                 _label(*key),
                 f"{curves.learning_rate:g}",
                 rates_that_work(Variant(*key, {}).of(SETUPS[setup]).name, key[1]),
-                *(spread(_MEASURES[what](curves)) for what in (_OVER, _END)),
+                *(spread(MACRO_RECALLS[what](curves)) for what in (_OVER, _END)),
             ]
             for key, curves in runs.items()
         ]
@@ -165,14 +160,14 @@ def find(size: Size) -> Finding:
         f"macro recall {_OVER}",
         _END,
     ]
-    below = {what: _below(studies, measure) for what, measure in _MEASURES.items()}
+    below = {what: _below(studies, measure) for what, measure in MACRO_RECALLS.items()}
     effects.append(_least(below))
     plain = {
         what: {
             setup: {key[1]: of(curves) for key, curves in runs.items() if not key[0]}
             for setup, runs in studies.items()
         }
-        for what, of in _MEASURES.items()
+        for what, of in MACRO_RECALLS.items()
     }
     tables = (
         *(advised.averages(recalls, what) for what, recalls in plain.items()),
@@ -218,7 +213,7 @@ def _collect(setup: str, size: Size) -> _Runs:
 
 def _effects(setup: str, runs: _Runs) -> list[Effect]:
     effects = []
-    for what, measure in _MEASURES.items():
+    for what, measure in MACRO_RECALLS.items():
         found = {k: measure(c) for k, c in runs.items() if k[0] not in _OPTIMIZERS}
         as_they_come = {key: x for key, x in found.items() if not _oversampled(*key)}
         effects += [
@@ -229,7 +224,7 @@ def _effects(setup: str, runs: _Runs) -> list[Effect]:
                 _AS_THEY_COME,
             ),
         ]
-    over = _MEASURES[_OVER]
+    over = MACRO_RECALLS[_OVER]
     behind = itertools.product(_OPTIMIZERS, (_ONE[1], _AS_THEY_COME[1]))
     clips = ((clip.label, clip.algorithm) for clip in CLIPS)
     for key in (*behind, *clips):
@@ -242,7 +237,7 @@ def _effects(setup: str, runs: _Runs) -> list[Effect]:
                     less.is_above(-_MUCH),
                 )
             )
-    end, baseline = _MEASURES[_END], _BEHIND[0]
+    end, baseline = MACRO_RECALLS[_END], _BEHIND[0]
     for optimizer in _OPTIMIZERS:
         if (optimizer, _ONE[1]) in runs:
             one, other = (optimizer, _ONE[1]), (optimizer, baseline)
@@ -320,7 +315,7 @@ def _label(label: str, algorithm: AlgorithmName) -> str:
 
 
 def _draw(studies: Mapping[str, _Runs]) -> Figure:
-    over, end = (_MEASURES[what] for what in (_OVER, _END))
+    over, end = (MACRO_RECALLS[what] for what in (_OVER, _END))
     everywhere = set.intersection(*(set(runs) for runs in studies.values()))
     panels = {
         setup: [

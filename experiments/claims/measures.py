@@ -1,7 +1,7 @@
 """Numbers of a run, one a seed, that several claims look at."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -77,6 +77,13 @@ def over_log_steps(values: np.ndarray) -> np.ndarray:
     """Mean over the log-spaced measurements after the start, `[S, T]` to `[S]`."""
     mean: np.ndarray = values[:, 1:].mean(axis=1)
     return mean
+
+
+MACRO_RECALLS: dict[str, Callable[[Curves], np.ndarray]] = {
+    "at the end": lambda curves: macro_recall(curves)[:, -1],
+    "over training": lambda curves: over_log_steps(macro_recall(curves)),
+}
+"""The macro recall of runs as one number each, `[S]`, by when it is taken."""
 
 
 def class_gap(curves: Curves) -> np.ndarray:
