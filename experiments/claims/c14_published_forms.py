@@ -208,6 +208,11 @@ def _draw(pairs: _Pairs) -> Figure:
             log_steps(axis, pair.papers.steps)
             axis.set_title(setup, loc="left", fontweight="bold")
             axis.set_xlabel("step")
-            axis.legend(loc="lower right")
+        handles = {
+            label: handle
+            for axis in axes.flat[: len(pairs)]
+            for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
+        }
+        figure.legend(handles.values(), handles.keys(), loc="outside right upper")
         figure.supylabel("macro recall", fontsize=8)
     return figure
