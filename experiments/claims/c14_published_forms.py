@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from tabulate import tabulate
 
 from experiments.claims.c13_decaying_rate import decaying
+from experiments.claims.drawing import legend_beside
 from experiments.claims.finding import Effect, Finding, Size
 from experiments.claims.measures import (
     MACRO_RECALLS,
@@ -208,11 +209,6 @@ def _draw(pairs: _Pairs) -> Figure:
             log_steps(axis, pair.papers.steps)
             axis.set_title(setup, loc="left", fontweight="bold")
             axis.set_xlabel("step")
-        handles = {
-            label: handle
-            for axis in axes.flat[: len(pairs)]
-            for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
-        }
-        figure.legend(handles.values(), handles.keys(), loc="outside right upper")
+        legend_beside(figure)
         figure.supylabel("macro recall", fontsize=8)
     return figure

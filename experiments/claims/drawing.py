@@ -81,14 +81,23 @@ def draw_panels(panels: Sequence[Panel], what: str = "") -> Figure:
             axis.set_xlabel("step")
             if panel.limits:
                 end_at(axis, *panel.limits)
-        handles = {
-            label: handle
-            for axis in axes.flat
-            for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
-        }
-        figure.legend(handles.values(), handles.keys(), loc="outside right upper")
+        legend_beside(figure)
         figure.supylabel(what, fontsize=8)
     return figure
+
+
+def legend_beside(figure: Figure) -> None:
+    """One legend of all the panels, each label once, to their right.
+
+    Args:
+      figure: With its lines drawn.
+    """
+    handles = {
+        label: handle
+        for axis in figure.axes
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(handles.values(), handles.keys(), loc="outside right upper")
 
 
 def draw_dots(
