@@ -16,6 +16,7 @@ from experiments.experiment import Experiment, problem
 from experiments.kept import commit, write_rows
 from experiments.study import FOLDERS
 from pcn_jax.training import (
+    ALGORITHMS,
     AlgorithmName,
     Record,
     TrainConfig,
@@ -136,7 +137,7 @@ def _description(
         {
             "data": dataclasses.replace(experiment.data, data_dir=None),
             "model": experiment.model,
-            "train": {a: experiment.train.heeded_by(a) for a in algorithms},
+            "train": {a: ALGORITHMS[a].heeded(experiment.train) for a in algorithms},
         }
     )
     return described

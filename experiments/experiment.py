@@ -161,7 +161,7 @@ class Experiment:
 
     def _tuned_for(self, algorithm: AlgorithmName) -> dict[str, Any]:
         """What decides a learning rate; a look at fewer steps is to need no search."""
-        train = self.train.heeded_by(algorithm)
+        train = ALGORITHMS[algorithm].heeded(self.train)
         for name in ("steps", "measurements_per_decade", "explicit_class_gradients"):
             train.pop(name)
         data = dataclasses.replace(self.data, data_dir=None)

@@ -179,7 +179,7 @@ def _description(
             "learning_rate": rate,
             "data": dataclasses.replace(experiment.data, data_dir=None),
             "model": experiment.model,
-            "train": experiment.train.heeded_by(algorithm),
+            "train": ALGORITHMS[algorithm].heeded(experiment.train),
         }
     )
     return described

@@ -143,7 +143,7 @@ def _description(
             "seed": seed,
             **of_data,
             "model": experiment.model,
-            "train": experiment.train.heeded_by(algorithm),
+            "train": ALGORITHMS[algorithm].heeded(experiment.train),
         }
     )
     return description

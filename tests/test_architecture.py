@@ -1,6 +1,7 @@
 """The floors of the library: what imports what, and what every public name explains."""
 
 import ast
+import graphlib
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 import pcn_jax
 
 ROOT = Path(pcn_jax.__file__).parent
+PACKAGES = ("pcn_jax", "experiments", "benchmarks")
 
 
 def imports(path: Path) -> set[str]:
@@ -92,6 +94,19 @@ def test_importing_the_library_imports_none_of_the_extras() -> None:
     ).stdout.split()
     assert {"jax", "optax", "pcn_jax"} <= set(loaded)
     assert not extras & set(loaded)
+
+
+def test_no_module_imports_what_imports_it() -> None:
+    paths = [p for top in PACKAGES for p in (ROOT.parent / top).rglob("*.py")]
+    names = {".".join(p.relative_to(ROOT.parent).with_suffix("").parts) for p in paths}
+    assert "pcn_jax.training.config" in names
+    graph = {}
+    for path in paths:
+        name = ".".join(path.relative_to(ROOT.parent).with_suffix("").parts)
+        found = imports(path)
+        found |= {name.rpartition(".")[0] for name in found}
+        graph[name] = found & names - {name}
+    graphlib.TopologicalSorter(graph).prepare()  # raises a CycleError
 
 
 @pytest.mark.parametrize("name", pcn_jax.__all__)

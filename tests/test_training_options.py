@@ -194,15 +194,15 @@ class TestOptions:
     def test_all_else_is_heeded_by_every_one(self) -> None:
         of_some = {name for each in ALGORITHMS.values() for name in each.options}
         everything = {field.name for field in dataclasses.fields(TrainConfig)}
-        for algorithm, chosen in ALGORITHMS.items():
-            config = TrainConfig(steps=7, frozen_statistics=True)
-            heeded = config.heeded_by(algorithm)
+        for chosen in ALGORITHMS.values():
+            heeded = chosen.heeded(TrainConfig(steps=7, frozen_statistics=True))
             assert set(heeded) == everything - of_some | set(chosen.options)
             assert heeded["steps"] == 7
 
     def test_a_newer_one_that_is_off_leaves_older_runs_as_they_are(self) -> None:
         for on in (False, True):
-            heeded = TrainConfig(frozen_statistics=on).heeded_by("pcnsgd")
+            config = TrainConfig(frozen_statistics=on)
+            heeded = ALGORITHMS["pcnsgd"].heeded(config)
             assert ("frozen_statistics" in heeded) == on
 
 

@@ -1,12 +1,7 @@
 """Training: one loop for every algorithm, any optax optimizer and any flax model."""
 
-from pcn_jax.training.algorithms import (
-    ALGORITHMS,
-    Algorithm,
-    AlgorithmName,
-    SamplerName,
-)
-from pcn_jax.training.config import OptimizerConfig, TrainConfig
+from pcn_jax.training.algorithms import ALGORITHMS, Algorithm, AlgorithmName
+from pcn_jax.training.config import OptimizerConfig, SamplerName, TrainConfig
 from pcn_jax.training.loop import make_train
 from pcn_jax.training.measure import Record, make_measure, measured_steps
 from pcn_jax.training.problem import Problem

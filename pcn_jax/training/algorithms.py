@@ -1,16 +1,15 @@
 """The algorithms as values: how the batch is drawn, and how class gradients combine."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from dataclasses import fields
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import optax
 
 from pcn_jax import samplers, transforms, weights
+from pcn_jax.training.config import SamplerName, TrainConfig
 from pcn_jax.weights import ClassWeights, StatefulClassWeights
-
-if TYPE_CHECKING:
-    from pcn_jax.training.config import TrainConfig
 
 AlgorithmName = Literal[
     "gd",
@@ -26,14 +25,6 @@ AlgorithmName = Literal[
     "pcnsgd+o+clip",
     "pcnsgd+o+la",
     "pcnsgd+split",
-]
-SamplerName = Literal[
-    "full",
-    "uniform",
-    "stratified",
-    "oversampled",
-    "square-root",
-    "progressively-balanced",
 ]
 Links = list[optax.GradientTransformation]
 Weights = ClassWeights | StatefulClassWeights
@@ -60,35 +51,54 @@ class Algorithm(NamedTuple):
 
     label: str
     sampler: SamplerName
-    links: Callable[["TrainConfig", int], Links] | None
-    weights: Callable[["TrainConfig", np.ndarray], Weights | None] | None = None
+    links: Callable[[TrainConfig, int], Links] | None
+    weights: Callable[[TrainConfig, np.ndarray], Weights | None] | None = None
     needs_reference: bool = False
     by_halves: bool = False
     adjusts_logits: bool = False
     options: tuple[str, ...] = ()
 
+    def heeded(self, chosen: TrainConfig) -> dict[str, Any]:
+        """What decides a run of the algorithm: all but the options of others.
 
-def _pcngd(chosen: "TrainConfig", num_classes: int) -> Links:
+        Newer options are there only if they are on, so that older runs stay the same.
+
+        Args:
+          chosen: How it is trained.
+
+        Returns:
+          Names of fields to values.
+
+        Example:
+          >>> "max_norm" in ALGORITHMS["sgd"].heeded(TrainConfig())
+          False
+        """
+        of_some = {name for other in ALGORITHMS.values() for name in other.options}
+        ignored = of_some.difference(self.options)
+        ignored |= {name for name in _NEWER if not getattr(chosen, name)}
+        names = (field.name for field in fields(chosen))
+        return {name: getattr(chosen, name) for name in names if name not in ignored}
+
+
+def _pcngd(chosen: TrainConfig, num_classes: int) -> Links:
     del num_classes
     angle = [transforms.scale_by_class_angle()] if chosen.angle_step_size else []
     return [transforms.scale_by_class_norm(), *angle]
 
 
-def _normalised(chosen: "TrainConfig", num_classes: int) -> Links:
+def _normalised(chosen: TrainConfig, num_classes: int) -> Links:
     if not chosen.class_momentum:
         return [transforms.scale_by_class_norm()]
     momentum = transforms.class_momentum(num_classes, chosen.class_momentum)
     return [momentum, transforms.scale_by_class_norm()]
 
 
-def _normalised_weights(
-    chosen: "TrainConfig", shares: np.ndarray
-) -> ClassWeights | None:
+def _normalised_weights(chosen: TrainConfig, shares: np.ndarray) -> ClassWeights | None:
     del shares
     return None if chosen.class_momentum else weights.inverse_norm()
 
 
-def _rescaled(chosen: "TrainConfig", num_classes: int) -> Links:
+def _rescaled(chosen: TrainConfig, num_classes: int) -> Links:
     del num_classes
     align = transforms.scale_by_class_alignment(
         min_alignment=chosen.min_alignment, published_code=chosen.published_alignment
@@ -96,7 +106,7 @@ def _rescaled(chosen: "TrainConfig", num_classes: int) -> Links:
     return [transforms.scale_by_class_norm(), align]
 
 
-def _rescaled_weights(chosen: "TrainConfig", shares: np.ndarray) -> ClassWeights | None:
+def _rescaled_weights(chosen: TrainConfig, shares: np.ndarray) -> ClassWeights | None:
     del shares
     if chosen.published_alignment:
         return None
@@ -137,6 +147,7 @@ _ADJUSTED = (
     ),
 )
 _FROZEN = "frozen_statistics"
+_NEWER = (_FROZEN,)
 
 ALGORITHMS: dict[AlgorithmName, Algorithm] = {
     "gd": Algorithm("GD", "full", None),

@@ -1,14 +1,22 @@
 """How runs train, as plain data: what algorithms that are compared have in common."""
 
 import math
-from dataclasses import dataclass, field, fields
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Literal
 
 import optax
 
 from pcn_jax.checks import check_choice, check_positive_integer
-from pcn_jax.training.algorithms import ALGORITHMS, AlgorithmName, SamplerName
 from pcn_jax.weights import Average
+
+SamplerName = Literal[
+    "full",
+    "uniform",
+    "stratified",
+    "oversampled",
+    "square-root",
+    "progressively-balanced",
+]
 
 
 @dataclass(frozen=True)
@@ -172,29 +180,7 @@ class TrainConfig:
                     "remove one of them."
                 )
 
-    def heeded_by(self, algorithm: AlgorithmName) -> dict[str, Any]:
-        """What decides a run of an algorithm: all but the options of others.
 
-        Newer options are there only if they are on, so that older runs stay the same.
-
-        Args:
-          algorithm: The name of one of `ALGORITHMS`.
-
-        Returns:
-          Names of fields to values.
-
-        Example:
-          >>> "max_norm" in TrainConfig().heeded_by("sgd")
-          False
-        """
-        of_some = {name for other in ALGORITHMS.values() for name in other.options}
-        ignored = of_some - set(ALGORITHMS[algorithm].options)
-        ignored |= {name for name in _NEWER if not getattr(self, name)}
-        names = (field.name for field in fields(self))
-        return {name: getattr(self, name) for name in names if name not in ignored}
-
-
-_NEWER = ("frozen_statistics",)
 _NEEDS_CLASS_GRADIENTS = (
     "class_momentum",
     "published_alignment",
