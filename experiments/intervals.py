@@ -1,4 +1,4 @@
-"""Means over seeds and paired differences, with what may be said of them."""
+"""Means over seeds, paired differences and parts of runs, and how sure they are."""
 
 import math
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ class Comparison(NamedTuple):
 
 
 class Interval(NamedTuple):
-    """A mean over seeds and its 95 % interval, of Student's t.
+    """A mean over seeds and its 95 % interval; by default of Student's t.
 
     A bootstrap interval of five seeds covers 84 % of normal data, and not 95 %.
 
@@ -120,6 +120,25 @@ def interval(values: Sequence[float] | np.ndarray) -> Interval:
         return Interval(mean, mean, mean)
     half = float(stats.sem(values) * stats.t.ppf(0.975, len(values) - 1))
     return Interval(mean, mean - half, mean + half)
+
+
+def proportion(count: int, total: int) -> Interval:
+    """A part of all runs and its exact 95 % interval, of Clopper and Pearson.
+
+    Args:
+      count: Of the runs in which something happened.
+      total: Of all runs.
+
+    Returns:
+      An `Interval`.
+
+    Example:
+      >>> print(proportion(3, 40))
+      0.075 [0.0157, 0.204]
+    """
+    found = stats.binomtest(count, total)
+    low, high = found.proportion_ci(0.95)
+    return Interval(float(found.statistic), float(low), float(high))
 
 
 def difference(

@@ -25,7 +25,7 @@ from experiments.claims import (
 )
 from experiments.claims.finding import Effect, Finding, Size
 from experiments.experiment import SETUPS, Experiment
-from experiments.intervals import difference, factor, interval, spread
+from experiments.intervals import difference, factor, interval, proportion, spread
 from experiments.kept import write_whole
 from experiments.noise import of_batches
 
@@ -216,6 +216,15 @@ def test_intervals_of_five_seeds_cover_what_they_say() -> None:
     assert covered == pytest.approx(0.95, abs=0.015)
 
 
+def test_intervals_of_parts_cover_at_least_what_they_say() -> None:
+    counts = np.random.default_rng(0).binomial(20, 0.3, size=2000)
+    of = {count: proportion(int(count), 20) for count in set(counts.tolist())}
+    covered = np.mean([of[count].low < 0.3 < of[count].high for count in counts])
+    assert 0.95 <= covered < 0.99
+    assert proportion(0, 20).low == 0
+    assert proportion(20, 20).high == 1
+
+
 def test_noise_from_a_gramian_is_that_of_gradients() -> None:
     rng = np.random.default_rng(1)
     gradients = 0.2 + rng.normal(size=(200, 30))
@@ -339,6 +348,28 @@ def test_how_far_rules_are_below_the_best_of_each_set_up() -> None:
     assert below["pcnsgd+o"].most == difference([0.9] * 3, RECALLS["two"]["pcnsgd+o"])
     assert (below["pcnsgd+o"].on, below["sgd"].on) == ("two", "one")
     assert below["sgd"].most.mean == pytest.approx(0.3)
+
+
+def test_the_best_may_be_sought_among_some_rules_only() -> None:
+    below = advised.below_the_best(RECALLS, among=lambda rule: rule != "pcnsgd+o+clip")
+    assert below["sgd"].on == "one"
+    assert below["pcnsgd+o"].most == difference([0.9] * 3, RECALLS["two"]["pcnsgd+o"])
+    below = advised.below_the_best(RECALLS, among=lambda rule: rule == "pcnsgd+o")
+    assert below["sgd"].mean.mean == pytest.approx((0.3 - 0.15) / 2)
+
+
+def test_how_far_a_rule_is_below_the_best_where_it_is_most_so_for_a_seed() -> None:
+    most = advised.most_below(RECALLS)
+    np.testing.assert_allclose(most["sgd"], [0.3, 0.3])
+    np.testing.assert_allclose(most["pcnsgd+o"], [0.2, 0.1])
+
+
+def test_rates_that_work_are_ranges_of_neighbours(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    scores = {"0.1": 0.5, "0.01": 0.5, "0.3": 0.2, "1": 0.49, "0.03": 0.48, "3": 0.1}
+    monkeypatch.setattr(measures, "_scores", lambda *_: scores)
+    assert measures.rates_that_work("digits-lt", "sgd") == "0.01 to 0.1, 1"
 
 
 def test_rules_that_are_advised_are_compared_where_they_were_run() -> None:

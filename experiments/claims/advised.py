@@ -1,6 +1,6 @@
 """Whether the rules that we advise are never much worse than the best of all."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -85,28 +85,63 @@ def compared(
 
 def below_the_best(
     recalls: Mapping[str, Mapping[Rule, np.ndarray]],
+    among: Callable[[Rule], bool] = lambda _: True,
 ) -> dict[Rule, Below]:
     """How far each rule is below the best of each set-up.
 
     Args:
       recalls: Of each set-up.
+      among: Whether a rule may be the best.
 
     Returns:
       Of each rule that was run on all set-ups, the least on average first.
     """
     seeds = _seeds(recalls)
-    best = {
-        name: max(found.values(), key=lambda x: float(x.mean()))
-        for name, found in recalls.items()
-    }
-    one, *others = recalls.values()
     below = {}
-    for rule in (rule for rule in one if all(rule in found for found in others)):
-        less = {name: best[name] - found[rule] for name, found in recalls.items()}
+    for rule, less in _shortfalls(recalls, among).items():
         on = max(less, key=lambda name: float(less[name].mean()))
         mean = interval(np.mean([x[:seeds] for x in less.values()], axis=0))
         below[rule] = Below(mean, interval(less[on]), on)
     return dict(sorted(below.items(), key=lambda item: item[1].mean.mean))
+
+
+def most_below(
+    recalls: Mapping[str, Mapping[Rule, np.ndarray]],
+    among: Callable[[Rule], bool] = lambda _: True,
+) -> dict[Rule, np.ndarray]:
+    """How far each rule is below the best where it is most so for a seed.
+
+    Args:
+      recalls: Of each set-up.
+      among: Whether a rule may be the best.
+
+    Returns:
+      Of each rule that was run on all set-ups, one number a seed that all have, `[S]`.
+    """
+    seeds = _seeds(recalls)
+    return {
+        rule: np.max([x[:seeds] for x in less.values()], axis=0)
+        for rule, less in _shortfalls(recalls, among).items()
+    }
+
+
+def _shortfalls(
+    recalls: Mapping[str, Mapping[Rule, np.ndarray]], among: Callable[[Rule], bool]
+) -> dict[Rule, dict[str, np.ndarray]]:
+    """How far each rule is below the best, on each set-up and of each seed, `[S]`."""
+    best = {
+        name: max(
+            (recall for rule, recall in found.items() if among(rule)),
+            key=lambda recall: float(recall.mean()),
+        )
+        for name, found in recalls.items()
+    }
+    one, *others = recalls.values()
+    return {
+        rule: {name: best[name] - found[rule] for name, found in recalls.items()}
+        for rule in one
+        if all(rule in found for found in others)
+    }
 
 
 def tables(recalls: Mapping[str, Recalls], when: str, of_all: str) -> str:

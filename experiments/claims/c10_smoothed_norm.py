@@ -54,6 +54,7 @@ for PCNSGD+clip. Losses and recalls over training are means over the log-spaced
 measurements."""
 _SETTLED, _ERROR = 100, 0.1
 """The step from which on p is looked at, and how wrong an estimate of it may be."""
+_NOISY = 1.1
 _BIAS = 0.05
 """How far what was drawn may be from its expectation."""
 _MUCH = 0.05
@@ -88,7 +89,7 @@ def find(size: Size) -> Finding:
         effects.append(
             Effect.of(
                 f"Minority's training loss minus {ALGORITHMS[name].label}'s, two "
-                f"classes: {less}",
+                f"classes: {less}, {f'at most {scale} above' if scale else 'below 0'}",
                 less.is_below(scale),
             )
         )
@@ -149,12 +150,13 @@ def _of_batches(rows: Sequence[Noise], seeds: Sequence[int]) -> list[Effect]:
     return [
         Effect.of(
             "Squared norm of the gradient of 2 to 10 examples of the minority, over "
-            f"the true one: {noisy}",
-            noisy.is_above(1.1),
+            f"the true one: {noisy}, above {_NOISY}",
+            noisy.is_above(_NOISY),
         ),
         Effect(
             f"Product of two halves of them over the same: {split}, as drawn; its "
-            f"expectation, over all pairs of the class, is {expected.mean:.3g}",
+            f"expectation, over all pairs of the class, is {expected.mean:.3g}, and "
+            f"within {_BIAS} of it",
             abs(split.mean - expected.mean) < _BIAS,
         ),
     ]
@@ -181,12 +183,13 @@ def _of_the_estimate(runs: Mapping[str, Curves]) -> list[Effect]:
         effects += [
             Effect.of(
                 f"{setup}: distance from p of what the rule takes it to be minus that "
-                f"of 1, as which the norm of the batch takes it: {better}",
+                f"of 1, as which the norm of the batch takes it: {better}, below 0",
                 better.is_below(0),
             ),
             Effect.of(
                 f"{setup}, from step {_SETTLED} on: p of the minority is "
-                f"{true.mean():.2f}; what the rule takes it to be minus that: {error}",
+                f"{true.mean():.2f}; what the rule takes it to be minus that: {error}, "
+                f"within {_ERROR}",
                 error.is_above(-_ERROR),
                 error.is_below(_ERROR),
                 asserted=False,

@@ -9,6 +9,7 @@ from experiments.claims import advised
 from experiments.claims.finding import Effect, Finding, Size
 from experiments.claims.measures import (
     at_the_best,
+    best_rate,
     macro_recall,
     rare_loss,
     rare_recall,
@@ -57,9 +58,9 @@ _NOTES = """\
 Early stopping: the parameters are those of the log-spaced measurement with the best
 macro recall on validation data, and the learning rate is that for which it is best, on
 the same grid as elsewhere; so these are not the runs of the other claims. Validation
-data are balanced, with 500 examples a class on CIFAR-10 and 25 on digits, and so more
-than the rarest classes have for training: with fewer of them runs stop less well. *At
-the end*: of the same runs. What the minority loses from the stop to the end is not lost
+data are balanced, with 500 examples of each label of CIFAR-10 and 25 of each digit, and
+so more than the rarest classes have for training; fewer of them were not tried. *At the
+end*: of the same runs. What the minority loses from the stop to the end is not lost
 as in C9: its few examples stay learned, by heart, and so does the majority, while other
 examples of the minority are taken for the majority. In the figure a dot has its
 interval and is of early stopping, a ring of the end. Not run: PCNSGD+R and PCNSGD+clip;
@@ -95,7 +96,7 @@ def find(size: Size) -> Finding:
         [
             setup,
             ALGORITHMS[name].label,
-            f"{curves.learning_rate:g}",
+            best_rate(stopping_early(SETUPS[setup]).name, name),
             f"{np.median(stopped_at(curves)):g}",
             spread(at_the_best(curves, macro_recall(curves))),
             spread(macro_recall(curves)[:, -1]),

@@ -132,8 +132,9 @@ def _notes(size: Size) -> str:
     return (
         f"{binary(size).train.steps:,} steps were run{longer}. In the first table: "
         "steps from which on the minority's training loss is below that of guessing, "
-        "ln C; one more than were run where it was not at the end, which makes powers "
-        "too small. Most of the power is from balanced classes to 3 : 1; that from "
+        "ln C; one more than were run where it was not at the end, which makes "
+        "powers too small where that is at the larger ratios, and too large where at "
+        "the smaller. Most of the power is from balanced classes to 3 : 1; that from "
         "there on is beside it. All ratios have the learning rates found at 7 : 1, or "
         "that given. Lines of the figure are geometric means over seeds, dots are "
         "seeds. Not recall, because an untrained net may have it by chance, and "

@@ -42,13 +42,14 @@ def find(size: Size) -> Finding:
     effects = [
         Effect.of(
             f"p of the minority minus that of the majority, in the batches of SGD "
-            f"{less}",
+            f"{less}, below 0",
             less.is_below(0),
         ),
         *(
             Effect.of(
                 f"After {' and '.join(map(str, steps))} steps p is off its prediction "
-                f"by {error} on average over classes and batch sizes",
+                f"by {error} on average over classes and batch sizes, at most "
+                f"{_TOLERANCE}",
                 error.is_below(_TOLERANCE),
                 asserted=steps != STEPS[-1:],
             )

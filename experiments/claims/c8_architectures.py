@@ -119,23 +119,23 @@ def find(size: Size) -> Finding:
         effects=effects,
         table=tabulate(rows, head, tablefmt="github"),
         draw=functools.partial(_draw, studies),
-        notes="Without more words the data are automobiles and trucks. The CNN, VGG16 "
-        "(tanh, GroupNorm, dropout) and ResNet18 (GroupNorm, the stem for ImageNet), "
-        "all as in the paper, were trained for 300 steps, ResNet-32 (with GroupNorm, "
-        "on handwritten digits of 8 x 8, 300 : 15 in batches of 64) for 100; the MLP "
-        "on horses and deer for 1,000, on animals and vehicles (29,880 : 332, in "
-        "batches of 1,000) and on five classes (each 0.6 times the one before, 5,000 "
-        "to 648, in batches of 500; the minority is the rarest) for 500. Where the "
-        "best learning rate is the lowest or the highest of the grid, a better one "
-        "may lie beyond; or the method learns nothing at any, and the lowest does the "
-        "least. How far the minority's loss rises depends on the learning rate, too: "
-        "under PCNSGD, minus SGD, it is "
+        notes="Unless a row says otherwise, the data are automobiles and trucks. The "
+        "CNN, VGG16 (tanh, GroupNorm, dropout) and ResNet18 (GroupNorm, the stem for "
+        "ImageNet), all as in the paper, were trained for 300 steps, ResNet-32 (with "
+        "GroupNorm, on handwritten digits of 8 x 8, 300 : 15 in batches of 64) for "
+        "100; the MLP on horses and deer for 1,000, on animals and vehicles (29,880 : "
+        "332, in batches of 1,000) and on five classes (each 0.6 times the one "
+        "before, 5,000 to 648, in batches of 500; the minority is the rarest) for "
+        "500. Where the best learning rate is the lowest or the highest of the grid, "
+        "a better one may lie beyond; or the method learns nothing at any, and the "
+        "lowest does the least. How far the minority's loss rises depends on the "
+        "learning rate, too: under PCNSGD, minus SGD, it is "
         f"{_normalising_alone(studies)}. "
         "VGG16, ResNet18, GD and PCNGD on the CNN and on five classes, GD on "
         "animals, and PCNSGD+R on the CNN were trained on an H100, VGG16 and ResNet18 "
         "with products rounded to TF32, as JAX does there, but for two of the five "
-        "seeds of ResNet18's PCNSGD and PCNSGD+O, on a CPU. What is not in the table "
-        "was not run; the figure has some of it.",
+        "seeds of ResNet18's PCNSGD and PCNSGD+O, on a CPU. Rules that are not "
+        "in the table were not run; the figure has some of the table's.",
     )
 
 

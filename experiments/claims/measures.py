@@ -1,5 +1,6 @@
 """Numbers of a run, one a seed, that several claims look at."""
 
+import itertools
 import json
 from collections.abc import Callable, Mapping
 
@@ -140,11 +141,13 @@ def best_rate(setup: str, algorithm: AlgorithmName) -> str:
 
 
 def rates_that_work(setup: str, algorithm: AlgorithmName) -> str:
-    """From the least to the largest rate of the search with nearly the best score."""
+    """The rates of the search with nearly the best score, neighbours as a range."""
     of_rates = _scores(setup, algorithm)
     least = _NEARLY * max(of_rates.values())
-    good = [float(rate) for rate, score in of_rates.items() if score >= least]
-    return f"{min(good):g} to {max(good):g}" if len(good) > 1 else f"{good[0]:g}"
+    rates = sorted(of_rates, key=float)
+    work = itertools.groupby(rates, key=lambda rate: of_rates[rate] >= least)
+    ranges = [list(of) for works, of in work if works]
+    return ", ".join(" to ".join(dict.fromkeys((r[0], r[-1]))) for r in ranges)
 
 
 def _scores(setup: str, algorithm: AlgorithmName) -> Mapping[str, float]:
