@@ -107,8 +107,9 @@ def main() -> None:
         [
             "# What a training step costs",
             "",
-            f"`python -m benchmarks.training`, {today}, one core of {machine()}, "
-            f"Python {platform.python_version()}, jax {jax.__version__}.",
+            f"`python -m benchmarks.training --repeats {config.repeats}`, {today}, one "
+            f"core of {machine()}, Python {platform.python_version()}, "
+            f"jax {jax.__version__}.",
             "",
             "Whole steps of the training loop: drawing, gathering and normalising the",
             "batch, the gradient, the update. *Over SGD*: the median over "

@@ -143,6 +143,15 @@ def test_the_table_of_rules_is_that_of_the_claims() -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
-    targets = re.findall(r"\]\(((?!http|#)[^)#]+)(?:#[^)]*)?\)", text)
-    missing = [target for target in targets if not (page.parent / target).exists()]
-    assert not missing
+    for target in re.findall(r"\]\(((?!http)[^)]+)\)", text):
+        name, _, heading = target.partition("#")
+        file = page.parent / name if name else page
+        assert file.exists(), target
+        assert not heading or heading in headings(file), target
+
+
+def headings(page: Path) -> set[str]:
+    """What links may name behind a `#`."""
+    text = page.read_text(encoding="utf-8")
+    titles = re.findall(r"^#+ (.+)$", text, flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", x).lower().replace(" ", "-") for x in titles}
