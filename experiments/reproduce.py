@@ -111,10 +111,12 @@ _HOW_TO_READ = """## How to read it
   of it was seen, and *in part* if some of it was. One that says *never* or
   *no better* (C11 to C14) *does not hold* if anything was refuted.
 - [Brackets]: 95 % intervals over seeds, of Student's t. Comparisons are paired, since
-  the runs of a seed start from the same parameters and see the same data. (On normal
+  the runs of a seed start from the same parameters and see the same batches. (On normal
   data these intervals cover 95 %; those by bootstrap from five seeds cover 84 %.)
+  A seed decides the parameters at the start and the batches. Training examples and test
+  data are the same for all seeds: with others, numbers may differ by more.
   (Parentheses), in tables: the least and the largest of the seeds.
-- There are five seeds, and ten on automobile-truck-mlp, but in C2 to C4, C8, C12 and
+- There are five seeds; on automobile-truck-mlp ten, except in C2 to C4, C8, C12 and
   C13.
 - Each method has its own learning rate, from the same grid for all (of Adam another;
   with momentum a tenth of it), chosen on validation data with other seeds (three; two
@@ -129,7 +131,7 @@ _HOW_TO_READ = """## How to read it
 | name | batches have | the mean gradient of each class is multiplied by |
 | --- | --- | --- |
 | GD | all data | its share of the data |
-| SGD | each class as the data do | its share of the batch |
+| SGD | each class as the data do (stratified) | its share of the batch |
 | PCNGD, PCNSGD | as GD, SGD | 1 / its norm |
 | +O | equally many examples of each class | as without |
 | +R | as SGD | 1 / (its norm · p), p its cosine with that of all data at each step |
