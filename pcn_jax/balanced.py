@@ -9,6 +9,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from pcn_jax.arguments import of_arrays, take_out_arrays
 from pcn_jax.checks import check_choice, check_inputs, check_labels, check_params
@@ -24,15 +25,13 @@ from pcn_jax.fused import gradients, tracing
 from pcn_jax.fused.axis_rules import NotProvenError, StatisticError
 from pcn_jax.fused.class_layout import sort_by_class
 from pcn_jax.geometry import (
-    class_alignment,
-    class_cosines,
     class_norms,
     scale_rows,
     sum_rows,
     unit_class_grads,
 )
 from pcn_jax.halves import half_products, split_halves
-from pcn_jax.weighing import PCNValue, Weighing
+from pcn_jax.weighing import PCNValue, Weighing, class_statistics
 from pcn_jax.weights import ClassStatistics, ClassWeights, StatefulClassWeights
 
 Path = Literal["fused", "frozen", "masked"]
@@ -62,7 +61,10 @@ class Plan(NamedTuple):
         if self.path == "masked":
             return f"masked: {self.reason}"
         width = max(len(name) for name, _ in self.ways)
-        return "\n".join(f"{name:<{width}}  {way}" for name, way in self.ways)
+        lines = [f"{name:<{width}}  {way}" for name, way in self.ways]
+        if self.path == "frozen":
+            lines.insert(0, "frozen: norms with statistics of the batch held fixed")
+        return "\n".join(lines)
 
 
 PCNValueAndGrad = Callable[..., tuple[PCNValue, chex.ArrayTree]]
@@ -118,15 +120,17 @@ def pcn_value_and_grad(
       in grouping examples, where groups are not classes (`num_classes` is then the
       number of groups, and `labels` whatever `loss_fn` takes, examples first); and,
       where the weights have one, `state`: `weights.init(C)` at first, then
-      `value.state`. All others go to `loss_fn`.
+      `value.state`. All others go to `loss_fn`; what it calls by one of these names
+      goes by position.
 
     Raises:
       ValueError: At construction if `num_classes` is not a positive integer, `weights`
         no function or there is no such path; when called, if labels are not integers
         `[B]`, if one is `C` or more (under `jit`, where values are unknown, the
-        direction becomes NaN instead), if losses are not `[B]`, if there are no
-        examples, if `path="fused"` is not proven to be right, nor `"frozen"` but for
-        statistics, and if a state is missing, of another shape or without use.
+        direction becomes NaN instead), if inputs are not as many, losses or weights of
+        another shape or there are no examples, if `path="fused"` and examples may
+        interact, or `path="frozen"` and they may in more than a statistic, and if a
+        state or a reference is missing, of another shape or without use.
       TypeError: When called, if a parameter is not of real floating point.
 
     Warning:
@@ -369,20 +373,17 @@ def _masked(
     reference: chex.ArrayTree | None,
     state: Any,
 ) -> tuple[PCNValue, chex.ArrayTree]:
-    norms, halves, gramian, alignment = class_norms(grads), None, None, None
-    if weighing.by_halves:
-        halves = half_products(grads, norms)
-    if weighing.with_gramian:
-        gramian = class_cosines(grads) * norms[:, None] * norms[None, :]
-    if reference is not None:
-        alignment = class_alignment(grads, reference)
-    statistics = ClassStatistics(norms, value.counts, gramian, alignment)
+    norms = class_norms(grads)
+    halves = half_products(grads, norms) if weighing.by_halves else None
+    statistics = class_statistics(
+        grads,
+        norms,
+        value.counts,
+        with_gramian=weighing.with_gramian,
+        reference=reference,
+    )
     balanced, weights = weighing.weigh(
         value.losses, statistics, halves, value.aux, state
     )
-    direction = jax.tree.map(
-        lambda total, g: total.astype(g.dtype),
-        sum_rows(scale_rows(grads, weights)),
-        grads,
-    )
-    return balanced, direction
+    direction = sum_rows(scale_rows(grads, weights))
+    return balanced, optax.tree_utils.tree_cast_like(direction, grads)

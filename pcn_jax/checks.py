@@ -41,8 +41,22 @@ def check_choice(name: str, value: Any, literal: Any) -> None:
 
 def check_positive_integer(name: str, value: Any) -> None:
     """Refuses what is not a positive integer."""
-    if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name} must be a positive integer, got {value!r}.")
+    check_integer(name, value, lambda x: x >= 1, "a positive integer")
+
+
+def check_integer(
+    name: str,
+    value: Any,
+    is_allowed: Callable[[int], bool] = lambda _: True,
+    allowed: str = "an integer",
+) -> None:
+    """Refuses what is not an integer, or one out of its range."""
+    is_integer = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    if not is_integer or not is_allowed(value):
+        hint = ""
+        if isinstance(value, jax.Array):
+            hint = f" Behind optax.inject_hyperparams pass static_args={name!r}."
+        raise ValueError(f"{name} must be {allowed}, got {value!r}.{hint}")
 
 
 def check_labels(
@@ -72,8 +86,10 @@ def check_labels(
         )
     if num_classes is not None:
         _check_below(labels, num_classes, name)
-    if labels.dtype == np.int64:  # what int32 cannot hold is padding, and no class
-        labels = labels.clip(np.iinfo(np.int32).min)
+    # What int32 cannot hold stays what it is: padding, or more than any class.
+    given, held = jnp.iinfo(labels.dtype), np.iinfo(np.int32)
+    if given.min < held.min or given.max > held.max:
+        labels = labels.clip(max(given.min, held.min), min(given.max, held.max))
     return jnp.asarray(labels).astype(jnp.int32)
 
 

@@ -23,7 +23,7 @@ from pcn_jax.checks import (
     check_positive_integer,
     describe,
 )
-from pcn_jax.counts import at_least_one, mean_loss
+from pcn_jax.counts import at_least_one, mean_loss, members
 from pcn_jax.precision import at_least_float32
 
 LossFn = Callable[..., Any]
@@ -109,16 +109,14 @@ def per_class_value_and_grad(
     ) -> tuple[ClassValue, chex.ArrayTree]:
         check_params(params)
         labels = check_labels(labels, ndim=1, num_classes=num_classes)
-        members = (
-            jnp.arange(num_classes, dtype=labels.dtype)[:, None] == labels[None, :]
-        )  # [C, B]
-        counts = members.sum(axis=1, dtype=jnp.int32)
+        of_class = members(labels, num_classes)
+        counts = of_class.sum(axis=1, dtype=jnp.int32)
         total = at_least_one(counts.sum())
 
         def class_shares(params: chex.ArrayTree) -> tuple[jax.Array, Any]:
             output = loss_fn(params, inputs, labels, *args, **kwargs)
             losses, aux = losses_and_aux(output, labels.shape, has_aux=has_aux)
-            sums = jnp.where(members, losses[None, :], 0).sum(axis=1)
+            sums = jnp.where(of_class, losses[None, :], 0).sum(axis=1)
             shares = sums / total.astype(sums.dtype)
             # Labels that could not be checked above must not pass silently: NaN.
             out_of_range = jnp.any(labels >= num_classes)

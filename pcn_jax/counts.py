@@ -1,4 +1,4 @@
-"""Numbers of examples, and what is divided by them."""
+"""Which examples are of which class, how many, and what is divided by that."""
 
 import jax
 import jax.numpy as jnp
@@ -7,6 +7,11 @@ import jax.numpy as jnp
 def at_least_one(count: jax.Array) -> jax.Array:
     """The count, or 1 in place of 0, where something is divided by it."""
     return jnp.maximum(count, 1)
+
+
+def members(labels: jax.Array, num_classes: int) -> jax.Array:
+    """Whether an example is of a class: booleans `[C, B]`."""
+    return jnp.arange(num_classes, dtype=labels.dtype)[:, None] == labels[None, :]
 
 
 def mean_loss(losses: jax.Array, counts: jax.Array) -> jax.Array:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from pcn_jax.checks import check_labels, check_positive_integer, check_shapes
+from pcn_jax.counts import members
 from pcn_jax.precision import at_least_float32
 
 
@@ -39,10 +40,9 @@ def class_means(values: jax.Array, labels: jax.Array, num_classes: int) -> jax.A
     labels = check_labels(labels, ndim=1, num_classes=num_classes)
     check_shapes("values", values, labels.shape, "one number an example")
     values = at_least_float32(values)
-    classes = jnp.arange(num_classes, dtype=labels.dtype)
-    members = classes[:, None] == labels[None, :]
-    sums = jnp.where(members, values[None, :], 0).sum(axis=1)
-    return sums / members.sum(axis=1, dtype=values.dtype)
+    of_class = members(labels, num_classes)
+    sums = jnp.where(of_class, values[None, :], 0).sum(axis=1)
+    return sums / of_class.sum(axis=1, dtype=values.dtype)
 
 
 def macro_recall(recalls: jax.Array) -> jax.Array:

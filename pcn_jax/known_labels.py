@@ -87,7 +87,7 @@ def known_labels_value_and_grad(
     size = len(labels) if microbatch_size is None else microbatch_size
     at_once = len(labels) <= size
     if at_once and num_classes <= _FEW_CLASSES:
-        groups = [_groups(labels == label, label) for label in set(labels.tolist())]
+        groups = [_groups(labels == label, label) for label in np.unique(labels)]
     elif at_once:
         groups = [_all_groups(labels, -(-len(labels) // num_classes))]
     else:

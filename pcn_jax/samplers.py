@@ -64,11 +64,12 @@ def uniform(labels: np.ndarray, batch_size: int) -> Sampler:
       A `Sampler` with `class_counts` `None`.
 
     Raises:
-      ValueError: If labels are not integers `[n]` from 0 up, or the batch is empty.
+      ValueError: If labels are not integers `[n]` from 0 up without a gap, or the batch
+        is empty.
 
     Example:
       >>> sampler = uniform(np.array([0, 0, 0, 1]), batch_size=2)
-      >>> sorted([*sampler(0, 0).tolist(), *sampler(0, 1).tolist()])
+      >>> sorted(i for t in range(2) for i in sampler(seed=0, step=t).tolist())
       [0, 1, 2, 3]
     """
     labels, _ = _check(labels, batch_size)
@@ -92,8 +93,9 @@ def stratified(labels: np.ndarray, batch_size: int) -> Sampler:
       A `Sampler`.
 
     Raises:
-      ValueError: If labels are not integers `[n]` from 0 up, or if a class would get no
-        example. The message names the class and the smallest batch size that works.
+      ValueError: If labels are not integers `[n]` from 0 up without a gap, or if a
+        class would get no example. The message names the class and the smallest batch
+        size that works.
 
     Example:
       >>> stratified(np.array([0] * 90 + [1] * 10), batch_size=20).class_counts
@@ -148,8 +150,8 @@ def oversampled(labels: np.ndarray, batch_size: int) -> Sampler:
       A `Sampler`.
 
     Raises:
-      ValueError: If labels are not integers `[n]` from 0 up, or if the batch size is
-        not a multiple of the number of classes.
+      ValueError: If labels are not integers `[n]` from 0 up without a gap, or if the
+        batch size is not a multiple of the number of classes.
 
     Example:
       >>> sampler = oversampled(np.array([0] * 90 + [1] * 10), batch_size=20)
@@ -191,13 +193,13 @@ def progressively_balanced(
       A `Sampler` with `class_counts` `None`.
 
     Raises:
-      ValueError: If labels are not integers `[n]` from 0 up, the batch is empty, or
-        `total_steps` is not positive.
+      ValueError: If labels are not integers `[n]` from 0 up without a gap, the batch is
+        empty, or `total_steps` is not positive.
 
     Example:
       >>> labels = np.array([0] * 90 + [1] * 10)
       >>> sampler = progressively_balanced(labels, batch_size=20, total_steps=100)
-      >>> int((labels[sampler(0, 100)] == 1).sum())
+      >>> int((labels[sampler(seed=0, step=100)] == 1).sum())
       10
 
     References:
@@ -263,10 +265,10 @@ def _proportional(
 ) -> Sampler:
     counts = _largest_remainders(weights, np.array([batch_size]))[0]
     if counts.min() == 0:
-        rarest = int(np.argmin(class_counts))
+        absent = min(np.flatnonzero(counts == 0), key=class_counts.__getitem__)
         raise ValueError(
-            f"batch_size={batch_size} is too small: class {rarest} "
-            f"({class_counts[rarest]} of {len(labels)} examples) would get no example. "
+            f"batch_size={batch_size} is too small: class {absent} "
+            f"({class_counts[absent]} of {len(labels)} examples) would get no example. "
             f"The smallest batch size that works is {_smallest_batch(weights)}."
         )
     batch_counts = tuple(int(count) for count in counts)

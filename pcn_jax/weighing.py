@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from pcn_jax.checks import check_positive_integer, check_shapes
 from pcn_jax.counts import at_least_one, mean_loss
+from pcn_jax.geometry import class_alignment, class_cosines
 from pcn_jax.halves import of_halves
 from pcn_jax.weights import (
     RULES,
@@ -120,10 +121,14 @@ class Weighing(NamedTuple):
             return
         if self.by_halves:
             raise ValueError(
-                "reference is not for weights that look at halves: remove it."
+                "reference is not for weights that look at halves: remove it. If "
+                "loss_fn takes it, pass it by position."
             )
         expected = jax.tree.map(lambda x: (self.num_classes, *jnp.shape(x)), params)
-        what = "class gradients, with leaves [C, *param.shape]"
+        what = (
+            "class gradients, with leaves [C, *param.shape] (if loss_fn takes it, pass "
+            "it by position)"
+        )
         check_shapes("reference", reference, expected, what)
 
     def check_state(self, state: Any) -> None:
@@ -187,8 +192,39 @@ class Weighing(NamedTuple):
         return value, weights if halves is None else jnp.repeat(weights, 2)
 
 
+def class_statistics(
+    class_grads: chex.ArrayTree,
+    norms: jax.Array,
+    counts: jax.Array,
+    *,
+    with_gramian: bool,
+    reference: chex.ArrayTree | None,
+) -> ClassStatistics:
+    """What is known of class gradients that have been made.
+
+    Args:
+      class_grads: Leaves `[G, *param.shape]`.
+      norms: Their norms, `[G]`.
+      counts: Examples behind each, `[G]`.
+      with_gramian: Whether to take their inner products.
+      reference: What alignments are measured to, or `None`.
+    """
+    gramian = alignment = None
+    if with_gramian:
+        gramian = class_cosines(class_grads) * norms[:, None] * norms[None, :]
+    if reference is not None:
+        alignment = class_alignment(class_grads, reference)
+    return ClassStatistics(norms, counts, gramian, alignment)
+
+
 def check_weights(weights: Any) -> None:
-    """Refuses what is no function, or one that makes weights."""
+    """Refuses what is no function, has a state, or is one that makes weights."""
+    if isinstance(weights, StatefulClassWeights):
+        raise ValueError(
+            "These weights have a state, which has no place here: use "
+            "pcn_jax.pcn_value_and_grad, or scale_by_smoothed_class_norm for those of "
+            "inverse_smoothed_norm."
+        )
     if not callable(weights):
         raise ValueError(
             "weights must be a function from ClassStatistics to weights [C], such as "

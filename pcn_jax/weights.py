@@ -15,6 +15,7 @@ Example:
   [0.5, 1.0, inf]
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -145,7 +146,9 @@ def inverse_clipped_norm(max_norm: jax.typing.ArrayLike) -> ClassWeights:
       >>> weights(ClassStatistics(jnp.array([3.0, 0.125]), jnp.array([3, 1]))).round(3)
       Array([0.333, 4.   ], dtype=float32)
     """
-    check_numbers("max_norm", max_norm, lambda x: x >= 0, "0 or more")
+    check_numbers(
+        "max_norm", max_norm, lambda x: 0 <= x < math.inf, "0 or more and finite"
+    )
 
     def weights(statistics: ClassStatistics) -> jax.Array:
         norms = statistics.mean_norms
@@ -176,7 +179,7 @@ def inverse_frequency() -> ClassWeights:
     return lambda statistics: statistics.inverse_shares / len(statistics.counts)
 
 
-def inverse_alignment(*, min_alignment: float = 0.1) -> ClassWeights:
+def inverse_aligned_norm(*, min_alignment: float = 0.1) -> ClassWeights:
     """PCNSGD+R: `1 / (p_l ‖g_l‖)`, bounded where `p_l` is small.
 
     What `pcn_jax.scale_by_class_norm` and `pcn_jax.scale_by_class_alignment` do in a
@@ -195,27 +198,44 @@ def inverse_alignment(*, min_alignment: float = 0.1) -> ClassWeights:
     Example:
       >>> alignment = jnp.array([0.5, 0.0])
       >>> statistics = ClassStatistics(jnp.ones(2), jnp.ones(2), None, alignment)
-      >>> inverse_alignment()(statistics).tolist()
+      >>> inverse_aligned_norm()(statistics).tolist()
       [2.0, 0.0]
 
     References:
       Francazi et al., 2023, PCNSGD+R.
     """
-    check_number(
-        "min_alignment", min_alignment, lambda x: 1e-6 <= x <= 1, "in [1e-6, 1]"
-    )
+    inverse = bounded_inverse(min_alignment)
 
     def weights(statistics: ClassStatistics) -> jax.Array:
         alignment = statistics.alignment
         if alignment is None:
             raise ValueError(
-                "inverse_alignment needs the class gradients of all the training data: "
-                "pass reference=... where the class gradients are balanced."
+                "inverse_aligned_norm needs the class gradients of all the training "
+                "data: pass reference=... where the class gradients are balanced."
             )
-        bounded = alignment / jnp.maximum(jnp.abs(alignment), min_alignment) ** 2
-        return bounded * _inverse(statistics.norms)
+        return inverse(alignment) * _inverse(statistics.norms)
 
     return weights
+
+
+def bounded_inverse(min_alignment: float) -> Callable[[jax.Array], jax.Array]:
+    """`1 / p`, and `p / min_alignment²` where `|p|` is below `min_alignment`.
+
+    Args:
+      min_alignment: Where the inverse ends, in [1e-6, 1]: its square must not
+        underflow.
+
+    Raises:
+      ValueError: If `min_alignment` is not in [1e-6, 1].
+
+    Example:
+      >>> bounded_inverse(0.5)(jnp.array([1.0, -0.5, 0.25, 0.0])).tolist()
+      [1.0, -2.0, 1.0, 0.0]
+    """
+    check_number(
+        "min_alignment", min_alignment, lambda x: 1e-6 <= x <= 1, "in [1e-6, 1]"
+    )
+    return lambda p: p / jnp.maximum(jnp.abs(p), min_alignment) ** 2
 
 
 class SmoothedNormState(NamedTuple):
@@ -261,7 +281,7 @@ def inverse_smoothed_norm(
     the noisy norm.
 
     The ratio of both averages is an estimate of `p²`, how much of a mini-batch gradient
-    points along the true one. As in `inverse_alignment`, its inverse is not followed
+    points along the true one. As in `inverse_aligned_norm`, its inverse is not followed
     below `min_alignment`: from few examples, and above all in the first steps, the
     estimate is near zero by chance. The floor lets the step shrink as a class is
     learned, as in clipping.
@@ -313,7 +333,9 @@ def inverse_smoothed_norm(
       >>> state.alignment.tolist()
       [0.5, 0.0]
     """
-    check_number("min_norm", min_norm, lambda x: x > 0, "positive")
+    check_number(
+        "min_norm", min_norm, lambda x: 0 < x < math.inf, "positive and finite"
+    )
     check_number("decay", decay, lambda x: 0 <= x < 1, "in [0, 1)")
     check_number("min_alignment", min_alignment, lambda x: 0 <= x <= 1, "in [0, 1]")
     check_choice("average", average, Average)
@@ -364,7 +386,7 @@ RULES = (
     inverse_norm,
     inverse_clipped_norm,
     inverse_frequency,
-    inverse_alignment,
+    inverse_aligned_norm,
     inverse_smoothed_norm,
 )
 """Functions that make weights."""

@@ -2,8 +2,11 @@
 
 import ast
 import graphlib
+import re
 import subprocess
 import sys
+import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -114,6 +117,43 @@ def test_every_public_name_is_explained_by_an_example(name: str) -> None:
     documentation = getattr(pcn_jax, name).__doc__ or ""
     assert "Example:" in documentation
     assert ">>> " in documentation
+
+
+def docstrings() -> Iterator[tuple[str, str]]:
+    """Where each docstring of the library is, and its text without indentation."""
+    explained = ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef
+    for path in sorted(ROOT.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, explained) and (text := ast.get_docstring(node)):
+                yield f"{path.relative_to(ROOT)}: {getattr(node, 'name', '')}", text
+
+
+# A line that ends in a colon and what is indented below it, blank lines included.
+SECTION = re.compile(r"^(\S.*):\n( .*\n(?: .*\n|\n)*)", re.MULTILINE)
+OF_ENTRIES = {"Args", "Attributes", "Raises"}
+SECTIONS = OF_ENTRIES | {"Example", "References", "Returns", "Warning", "Yields"}
+
+
+def test_all_docstrings_are_in_one_dialect() -> None:
+    faults, texts = [], list(docstrings())
+    assert len(texts) > 100
+    for where, text in texts:
+        outside_of_examples = text
+        for name, body in SECTION.findall(f"{text}\n"):
+            if name not in SECTIONS:
+                faults.append((where, f"{name}: is none of {sorted(SECTIONS)}"))
+            if name == "Example":
+                outside_of_examples = outside_of_examples.replace(body.strip(), "")
+                continue
+            entries, begin = [textwrap.dedent(body).strip()], ""
+            if name in OF_ENTRIES:
+                entries, begin = re.split(r"\n+(?=\S)", entries[0]), r"\*{0,2}\w+: "
+            # Entries begin with no small letter and end in a full stop.
+            is_entry = re.compile(begin + r"[^a-z].*\.", re.DOTALL)
+            faults += [(where, e) for e in entries if not is_entry.fullmatch(e)]
+        if ">>>" in outside_of_examples:
+            faults.append((where, ">>> without Example: before it"))
+    assert not faults
 
 
 def test_public_names_are_sorted() -> None:

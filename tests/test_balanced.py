@@ -53,11 +53,11 @@ LINKS = {
             pcn_jax.scale_by_class_norm(),
             pcn_jax.scale_by_class_alignment(min_alignment=0.2),
         ],
-        weights.inverse_alignment(min_alignment=0.2),
+        weights.inverse_aligned_norm(min_alignment=0.2),
     ),
     "any weights": (
-        [pcn_jax.scale_by_class_weights(weights.inverse_alignment())],
-        weights.inverse_alignment(),
+        [pcn_jax.scale_by_class_weights(weights.inverse_aligned_norm())],
+        weights.inverse_aligned_norm(),
     ),
 }
 
@@ -407,6 +407,22 @@ class TestBatches:
             assert_close(found[1], expected[1], atol=0)
             assert found[0].counts.tolist() == expected[0].counts.tolist()
 
+    @pytest.mark.parametrize("path", ["fused", "masked"])
+    @pytest.mark.parametrize("label", [2**31, 2**32, 2**32 + 1])
+    def test_labels_that_32_bits_cannot_hold_are_out_of_range(
+        self, label: int, path: Any
+    ) -> None:
+        with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
+            case = Case(CASES["mlp"].loss, *in_float64(tuple(CASES["mlp"][1:])))
+            labels = jnp.asarray(LABELS, jnp.int64).at[0].set(label)
+            _, direction = fused(case, labels, path=path)  # unknown when tracing
+        assert all(np.isnan(x).any() for x in jax.tree.leaves(direction))
+
+    def test_unsigned_labels_out_of_range(self) -> None:
+        labels = jnp.asarray(LABELS, jnp.uint32).at[0].set(2**32 - 1)
+        _, direction = fused(CASES["mlp"], labels)  # unknown when tracing
+        assert all(np.isnan(x).any() for x in jax.tree.leaves(direction))
+
     def test_labels_out_of_range(self) -> None:
         case, labels = CASES["mlp"], np.array([0, 3, 0, 0, 1, 0, 2], np.int32)
         with pytest.raises(ValueError, match="below num_classes=3, got a label 3"):
@@ -726,7 +742,7 @@ class TestErrors:
     @pytest.mark.parametrize("path", ["fused", "masked"])
     def test_alignment_without_a_reference(self, path: str) -> None:
         with pytest.raises(ValueError, match="reference="):
-            fused(CASES["mlp"], weights=weights.inverse_alignment(), path=path)
+            fused(CASES["mlp"], weights=weights.inverse_aligned_norm(), path=path)
 
     def test_a_reference_without_the_class_axis(self) -> None:
         with pytest.raises(ValueError, match=r"leaves \[C, \*param.shape\]"):
@@ -743,7 +759,7 @@ class TestErrors:
             functools.partial(weights.inverse_clipped_norm, -1.0),
             functools.partial(weights.inverse_clipped_norm, np.array([0.5, -1.0])),
             functools.partial(weights.inverse_clipped_norm, jnp.array(-1.0)),
-            functools.partial(weights.inverse_alignment, min_alignment=0.0),
+            functools.partial(weights.inverse_aligned_norm, min_alignment=0.0),
         ],
     )
     def test_hyperparameters_of_weights(self, make: Any) -> None:

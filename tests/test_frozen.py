@@ -169,7 +169,7 @@ def test_rules_with_a_state_and_with_a_reference(name: str) -> None:
     case, rule = case_of(SHARED["mean"]), weights.inverse_smoothed_norm(0.3)
     _, grads = class_gradients(case, LABELS)
     if name == "alignment":
-        options: Any = {"weights": weights.inverse_alignment(), "reference": grads}
+        options: Any = {"weights": weights.inverse_aligned_norm(), "reference": grads}
     else:
         options = {"weights": rule, "state": rule.init(NUM_CLASSES)}
     value, direction = frozen(case, **options)

@@ -140,6 +140,16 @@ def test_says_why_it_is_the_masked_path() -> None:
     assert "mean" in str(chosen)
 
 
+def test_says_that_norms_are_not_quite_those_of_class_gradients() -> None:
+    case = CASES["mlp"]
+    of_mean = pcn_jax.pcn_plan(INTERACTING["mean"], NUM_CLASSES, path="frozen")
+    chosen = of_mean(case.params, case.inputs, LABELS)
+    assert chosen.path == "frozen"
+    first, *ways = str(chosen).splitlines()
+    assert first == "frozen: norms with statistics of the batch held fixed"
+    assert len(ways) == len(chosen.ways)
+
+
 @pytest.mark.parametrize(
     ("path", "taken"), [(None, "fused"), ("frozen", "fused"), ("masked", "masked")]
 )

@@ -2,11 +2,14 @@
 
 import json
 import math
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import chex
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from flax import serialization
 
@@ -96,6 +99,28 @@ def test_two_processes_that_write_a_run_publish_whole_ones(tmp_path: Path) -> No
     assert len(list(tmp_path.iterdir())) == 2
 
 
+def test_two_that_end_at_once_publish_one_after_the_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replace = Path.replace
+
+    def slowly(path: Path, target: Path) -> Path:
+        time.sleep(0.02)
+        return replace(path, target)
+
+    def write(number: int) -> None:
+        with write_run(tmp_path, {"by": number}, tensorboard=True) as append:
+            for _ in range(1 + number):
+                append(RECORDS[0])
+
+    monkeypatch.setattr(Path, "replace", slowly)
+    with ThreadPoolExecutor(4) as several:
+        list(several.map(write, range(4)))  # raises what was raised
+    assert finished_description(tmp_path) == {"by": len(read_run(tmp_path)) - 1}
+    assert len(list((tmp_path / "tensorboard").iterdir())) == 1
+    assert len(list(tmp_path.iterdir())) == 3
+
+
 def test_a_run_without_records_is_not_finished(tmp_path: Path) -> None:
     with write_run(tmp_path, {"seed": 0}) as write:
         write(RECORDS[0])
@@ -141,6 +166,22 @@ def test_parameters_belong_to_their_run(tmp_path: Path) -> None:
     with write_run(tmp_path, {}) as write:
         write(RECORDS[0])
     assert not list(tmp_path.glob("*_params.msgpack"))
+
+
+def test_records_may_hold_arrays(tmp_path: Path) -> None:
+    record = {"step": jnp.array(3), "a": jnp.array([0.5, jnp.inf]), "b": np.ones(2)}
+    folder: Any = str(tmp_path / "run")
+    with write_run(folder, {}, tensorboard=True) as write:
+        write(record | {"c": (1, 2), "d": jnp.bfloat16(0.5), "e": "words"})
+    (read,) = read_run(tmp_path / "run")
+    assert read["step"] == 3
+    assert read["a"][0] == read["d"] == 0.5
+    assert math.isnan(read["a"][1])
+    assert (read["b"], read["c"], read["e"]) == ([1, 1], [1, 2], "words")
+    (events,) = (tmp_path / "run" / "tensorboard").iterdir()
+    written = events.read_bytes()
+    assert all(tag in written for tag in (b"a/0", b"b/1", b"c/0"))
+    assert b"a/1" not in written
 
 
 def test_tensorboard_events_hold_every_number(tmp_path: Path) -> None:

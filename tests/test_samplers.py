@@ -268,6 +268,10 @@ class TestClassCounts:
         varying = np.sum(LABELS[steps_of(sampler, 20)] == 0, axis=1)
         assert len(set(varying.tolist())) > 1
 
+    def test_the_class_that_would_be_absent_is_named(self) -> None:
+        with pytest.raises(ValueError, match=r"class 2 \(1 of 10 examples\) would get"):
+            pcn_jax.stratified(labels_of([8, 1, 1]), 5)
+
     @many_examples
     @given(class_sizes, st.integers(1, 200))
     def test_stratified_are_rounded_by_largest_remainders(

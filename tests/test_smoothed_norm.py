@@ -253,7 +253,7 @@ def test_with_p_averaged_it_follows_a_changing_norm_as_rescaling_by_p_does() -> 
     p, rng = jnp.array([0.9, 0.6, 0.45]), np.random.default_rng(0)
     rule = weights.inverse_smoothed_norm(1e-6, average="alignment", min_alignment=0.4)
     lagging = weights.inverse_smoothed_norm(1e-6, min_alignment=0.4)
-    rescaled = weights.inverse_alignment(min_alignment=0.4)
+    rescaled = weights.inverse_aligned_norm(min_alignment=0.4)
     state, old = rule.init(3), lagging.init(3)
     for norms in rng.uniform(0.1, 10, size=(20, 3)).astype(np.float32):
         statistics = ClassStatistics(
@@ -320,7 +320,7 @@ def test_halves_are_of_integers() -> None:
     ("arguments", "message"),
     [
         ((0, 0.3), "num_classes"),
-        ((3, 0.0), r"min_norm must be positive, got 0\.0"),
+        ((3, 0.0), r"min_norm must be positive and finite, got 0\.0"),
         ((3, -1.0), "min_norm must be positive"),
     ],
 )

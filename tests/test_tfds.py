@@ -174,7 +174,7 @@ def test_missing_data_fails_at_once_with_the_command(
         load(DataConfig("cifar10", data_dir=tmp_path))
     message = str(caught.value)
     assert f"{tmp_path / 'cifar10'}" in message
-    assert message.endswith(f"python -m pcn_jax.data cifar10 --data-dir {tmp_path}")
+    assert message.endswith(f"`python -m pcn_jax.data cifar10 --data-dir {tmp_path}`.")
     assert "\n" not in message
 
 
@@ -361,7 +361,7 @@ def test_offline_the_command_fails_without_retrying(
     monkeypatch.setattr(urllib.request, "urlopen", _answer(error))
     monkeypatch.setattr(prepare, "prepare_builder", _fail)
     assert main(["cifar10", "--data-dir", str(tmp_path)]) == 1
-    assert "error: cannot reach https://" in capsys.readouterr().err
+    assert "error: Cannot reach https://" in capsys.readouterr().err
 
 
 def test_a_server_that_answers_is_reachable(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -281,6 +281,11 @@ class TestRefusals:
         with pytest.raises(ValueError, match=message):
             TrainConfig(**options)
 
+    def test_numbers_of_steps_may_be_those_of_numpy(self) -> None:
+        assert TrainConfig(steps=int(np.int64(3))) == TrainConfig(steps=np.int64(3))
+        with pytest.raises(ValueError, match="steps must be an integer of 0 or more"):
+            TrainConfig(steps=True)
+
     def test_algorithm(self) -> None:
         name: Any = "pcn"
         with pytest.raises(ValueError, match="'pcn': choose from gd, pcngd, sgd"):

@@ -30,6 +30,7 @@ from pcn_jax.training import (
     AlgorithmName,
     OptimizerConfig,
     Record,
+    TrainState,
     make_measure,
     make_train,
     measured_steps,
@@ -89,6 +90,14 @@ class TestKeep:
     def test_of_no_steps_it_is_the_start(self) -> None:
         train = make_train(problem(), "sgd", 0.1, train_config(steps=0), keep="best")
         assert int(train(0).step) == 0
+
+    def test_refuses_a_measure_that_has_no_recall(self) -> None:
+        def measure(state: TrainState) -> Record:
+            return {"step": int(state.step), "validation": {"loss": 0.5}}
+
+        made: Any = (problem(), "sgd", 0.1, train_config(steps=1))
+        with pytest.raises(ValueError, match=r"macro_recall.* it has step, validation"):
+            make_train(*made, measure=measure, keep="best")(0)
 
     def test_refuses_what_is_neither(self) -> None:
         keep: Any = "first"

@@ -1,10 +1,12 @@
 """Data sets with a chosen class imbalance, as NumPy arrays on the host.
 
->>> from pcn_jax.data import SETUPS, load
->>> load(SETUPS["digits-lt"]).class_counts
-array([120,  72,  43,  26,  16,   9,   6,   3,   2,   2])
+`load` reads what a `DataConfig` describes; `from_arrays` does the same with arrays of
+your own.
 
-`from_arrays` does the same with arrays of your own.
+Example:
+  >>> from pcn_jax.data import SETUPS, load
+  >>> load(SETUPS["digits-lt"]).class_counts
+  array([120,  72,  43,  26,  16,   9,   6,   3,   2,   2])
 """
 
 from pcn_jax.data.config import DataConfig

@@ -18,7 +18,7 @@ def cache_dir() -> Path:
 
 
 def read_cached(key: str) -> dict[str, NDArray[Any]] | None:
-    """The arrays stored under a key; None if there are none that can be read."""
+    """The arrays stored under a key; `None` if there are none that can be read."""
     try:
         with (cache_dir() / f"{key}.npz").open("rb") as opened:
             return dict(np.load(opened, allow_pickle=False))

@@ -11,7 +11,12 @@ from itertools import chain
 from pathlib import Path
 from typing import Literal
 
-from pcn_jax.checks import check_positive_integer
+from pcn_jax.checks import (
+    check_choice,
+    check_integer,
+    check_number,
+    check_positive_integer,
+)
 
 Profile = Literal["natural", "balanced", "geometric", "exponential", "step", "counts"]
 
@@ -34,15 +39,16 @@ class DataConfig:
     many examples. A profile whose count for a class falls below one gives it one.
 
     Raises:
-      ValueError: at construction, for a value that is not allowed, a field the
-        profile needs and lacks, or one that it would ignore.
+      ValueError: At construction, for a value that is not allowed, a field the profile
+        needs and lacks, or one that it would ignore.
 
-    >>> DataConfig(profile="geometric", ratio=0.6, n_max=100).ratio
-    0.6
-    >>> DataConfig(profile="step", ratio=0.6, imbalance_factor=10)
-    Traceback (most recent call last):
-        ...
-    ValueError: ratio=0.6 does not belong to profile 'step', which would ignore it: ...
+    Example:
+      >>> DataConfig(profile="geometric", ratio=0.6, n_max=100).ratio
+      0.6
+      >>> DataConfig(profile="step", ratio=0.6, imbalance_factor=10)
+      Traceback (most recent call last):
+          ...
+      ValueError: ratio=0.6 does not belong to profile 'step', which would ignore it...
     """
 
     name: str = "digits"
@@ -94,7 +100,7 @@ class DataConfig:
         self._check_name()
         self._check_classes()
         self._check_profile()
-        _check("seed", self.seed, self.seed >= 0, "0 or more")
+        check_integer("seed", self.seed, lambda x: x >= 0, "an integer of 0 or more")
 
     @property
     def is_npz(self) -> bool:
@@ -103,21 +109,21 @@ class DataConfig:
 
     def _check_name(self) -> None:
         tfds_name = re.fullmatch(r"\w+(/[\w.-]+)?", self.name) is not None
-        allowed = "'digits', a path ending in .npz, or a TFDS name such as 'cifar10'"
-        _check("name", self.name, self.is_npz or tfds_name, allowed)
+        must = "be 'digits', a path ending in .npz, or a TFDS name such as 'cifar10'"
+        _check("name", self.name, self.is_npz or tfds_name, must)
         if (self.name == "digits" or self.is_npz) and self.label_feature != "label":
             raise ValueError(
                 f"label_feature={self.label_feature!r} does not belong to data set "
-                f"{self.name!r}, which has one kind of label: remove it"
+                f"{self.name!r}, which has one kind of label: remove it."
             )
 
     def _check_classes(self) -> None:
         if self.groups is not None:
             whole = len(self.groups) >= 2 and all(self.groups)
-            _check("groups", self.groups, whole, "two or more, none of them empty")
+            _check("groups", self.groups, whole, "be two or more, none of them empty")
             for label, uses in Counter(chain(*self.groups)).items():
-                _check("groups", self.groups, label >= 0, "labels of 0 or more")
-                once = f"each label once; label {label} is there {uses} times"
+                _check("groups", self.groups, label >= 0, "hold labels of 0 or more")
+                once = f"hold each label once (label {label} is there {uses} times)"
                 _check("groups", self.groups, uses == 1, once)
         a_class = {
             "groups": self.groups,
@@ -126,27 +132,30 @@ class DataConfig:
         }
         sizes = {field: len(value) for field, value in a_class.items() if value}
         if len(set(sizes.values())) > 1:
-            raise ValueError(f"lengths {sizes} disagree: give one entry for each class")
+            raise ValueError(
+                f"Lengths {sizes} disagree: give one entry for each class."
+            )
 
     def _check_profile(self) -> None:
-        _check("profile", self.profile, self.profile in _NEEDED, f"one of {[*_NEEDED]}")
+        check_choice("profile", self.profile, Profile)
         needed, takes_n_max = _NEEDED[self.profile]
         belongs = {needed} | ({"n_max"} if takes_n_max else set())
         for field in ("ratio", "imbalance_factor", "counts", "n_max"):
             value = getattr(self, field)
             if value is None and field == needed:
-                raise ValueError(f"profile {self.profile!r} needs {field}: give it")
+                raise ValueError(f"profile {self.profile!r} needs {field}: give it.")
             if value is not None and field not in belongs:
                 raise ValueError(
                     f"{field}={value!r} does not belong to profile {self.profile!r}, "
-                    f"which would ignore it: remove it or choose another profile"
+                    f"which would ignore it: remove it or choose another profile."
                 )
         check_profile(
             n_max=self.n_max, ratio=self.ratio, imbalance_factor=self.imbalance_factor
         )
         if self.counts is not None:
-            several = len(self.counts) >= 2 and min(self.counts) >= 1
-            _check("counts", self.counts, several, "two or more, each at least 1")
+            _check("counts", self.counts, len(self.counts) >= 2, "be two or more")
+            for index, count in enumerate(self.counts):
+                check_positive_integer(f"counts[{index}]", count)
 
 
 def check_profile(
@@ -157,15 +166,16 @@ def check_profile(
 ) -> None:
     """Refuses numbers that make no profile, of those that there are."""
     if ratio is not None:
-        _check("ratio", ratio, 0 < ratio <= 1, "above 0, at most 1")
+        check_number("ratio", ratio, lambda x: 0 < x <= 1, "above 0 and at most 1")
     if imbalance_factor is not None:
         allowed = "finite and 1 or more (largest count over smallest)"
-        fits = 1 <= imbalance_factor < math.inf
-        _check("imbalance_factor", imbalance_factor, fits, allowed)
+        check_number(
+            "imbalance_factor", imbalance_factor, lambda x: 1 <= x < math.inf, allowed
+        )
     if n_max is not None:
         check_positive_integer("n_max", n_max)
 
 
-def _check(field: str, value: object, ok: bool, allowed: str) -> None:
+def _check(field: str, value: object, ok: bool, must: str) -> None:
     if not ok:
-        raise ValueError(f"{field}={value!r} is not allowed: it must be {allowed}")
+        raise ValueError(f"{field} must {must}, got {value!r}.")

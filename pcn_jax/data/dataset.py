@@ -1,8 +1,7 @@
 """What training is given: labelled examples in three splits, and their class counts.
 
-Everything here is NumPy on the host. Class counts are a property of the training
-split and of nothing else, so they live on :class:`Dataset`, where no batch size can
-change them.
+Everything here is NumPy on the host. Class counts are a property of the training split
+and of nothing else, so they live on `Dataset`, where no batch size can change them.
 """
 
 import math
@@ -22,8 +21,8 @@ class Split(NamedTuple):
     """Labelled examples.
 
     Attributes:
-      inputs: `[n, ...]`, uint8 where the data set stores bytes, else float32.
-      labels: `[n]`, int32.
+      inputs: Inputs `[n, ...]`, uint8 where the data set stores bytes, else float32.
+      labels: Labels `[n]`, int32.
     """
 
     inputs: NDArray[Any]
@@ -34,11 +33,11 @@ class Source(NamedTuple):
     """All that a data set offers, before classes are merged and made imbalanced.
 
     Attributes:
-      train: every example outside the official test split, with original labels.
-      test: the official test split, or None where there is none.
-      label_names: one name for each original label.
-      held_out: how many examples of each label to hold out for validation and test
-        where `test` is None; None stands for a fifth of the smallest label.
+      train: Every example outside the official test split, with original labels.
+      test: The official test split, or `None` where there is none.
+      label_names: One name for each original label.
+      held_out: How many examples of each label to hold out for validation and test
+        where `test` is `None`; `None` stands for a fifth of the smallest label.
     """
 
     train: Split
@@ -55,27 +54,29 @@ class Dataset:
     number of examples of every original label, however imbalanced training is.
 
     Attributes:
-      name: the name it was loaded under.
-      train: training examples, in a seeded order.
-      validation: for choices such as the learning rate.
-      test: for the numbers that are reported.
-      class_names: one name for each class.
-      mean: float32, of the training inputs over all axes but the last, in their own
-        units (bytes 0 to 255 for images).
-      std: float32, the standard deviation beside it; 1 where it would be 0, so that
+      name: The name it was loaded under.
+      train: Training examples, in a seeded order.
+      validation: For choices such as the learning rate.
+      test: For the numbers that are reported.
+      class_names: One name for each class.
+      mean: Mean of the training inputs over all axes but the last, float32, in their
+        own units (bytes 0 to 255 for images).
+      std: The standard deviation beside it, float32; 1 where it would be 0, so that
         `(inputs - mean) / std` is always finite.
 
     Raises:
-      ValueError: at construction, if a split is empty, or its inputs are not real,
+      ValueError: At construction, if a split is empty, or its inputs are not real,
         finite and like those of the others; if labels are not integers from 0 to the
         last class, or a class has no training examples; or if the mean or the standard
         deviation is not one finite number for each entry of the last axis, the latter
         positive.
 
-    >>> two = Split(np.array([[1.0], [3.0], [5.0]], np.float32), np.array([0, 1, 0]))
-    >>> data = Dataset("two", two, two, two, ("a", "b"), *input_statistics(two.inputs))
-    >>> data.num_classes, data.class_counts
-    (2, array([2, 1]))
+    Example:
+      >>> x, y = np.array([[1.0], [3.0], [5.0]], np.float32), np.array([0, 1, 0])
+      >>> two = Split(x, y)
+      >>> data = Dataset("two", two, two, two, ("a", "b"), *input_statistics(x))
+      >>> data.num_classes, data.class_counts
+      (2, array([2, 1]))
     """
 
     name: str
@@ -92,7 +93,7 @@ class Dataset:
             split = getattr(self, name)
             if not isinstance(split, Split):
                 raise ValueError(
-                    f"{name} must be a Split(inputs, labels), got {describe(split)}"
+                    f"{name} must be a Split(inputs, labels), got {describe(split)}."
                 )
             check_examples(
                 f"{name}.inputs", split.inputs, f"{name}.labels", split.labels
@@ -104,13 +105,13 @@ class Dataset:
                 raise ValueError(
                     f"{name}.labels has label {largest}, but there are "
                     f"{self.num_classes} class_names: number the classes from 0, and "
-                    "name each"
+                    "name each."
                 )
         if not self.class_counts.all():
             absent = int(np.argmin(self.class_counts))
             raise ValueError(
-                f"class {absent} ({self.class_names[absent]!r}) has no training "
-                "examples: leave its name out, and renumber the labels without gaps"
+                f"Class {absent} ({self.class_names[absent]!r}) has no training "
+                "examples: leave its name out, and renumber the labels without gaps."
             )
         channels = self.train.inputs.shape[-1:]
         for name, values in (("mean", self.mean), ("std", self.std)):
@@ -138,15 +139,16 @@ def input_statistics(
     """Mean and standard deviation over all axes but the last.
 
     Args:
-      inputs: `[n, ..., c]`, any real dtype; sums are taken in float64.
+      inputs: Inputs `[n, ..., c]` of any real dtype; sums are taken in float64.
 
     Returns:
       Two float32 arrays `[c]`, in the units of the inputs. A standard deviation of
       zero is given as 1.
 
-    >>> images = np.array([[[0, 7]], [[4, 7]]], dtype=np.uint8)
-    >>> input_statistics(images)
-    (array([2., 7.], dtype=float32), array([2., 1.], dtype=float32))
+    Example:
+      >>> images = np.array([[[0, 7]], [[4, 7]]], dtype=np.uint8)
+      >>> input_statistics(images)
+      (array([2., 7.], dtype=float32), array([2., 1.], dtype=float32))
     """
     rows = inputs.reshape(-1, inputs.shape[-1])
     mean = rows.mean(axis=0, dtype=np.float64)

@@ -13,10 +13,11 @@ def read_digits() -> Source:
     (a digit has 174 to 183) are to be held out.
 
     Returns:
-      inputs float32 `[1797, 8, 8, 1]`, from 0 (paper) to 16 (ink).
+      A `Source` with inputs `[1797, 8, 8, 1]`, float32, from 0 (paper) to 16 (ink).
 
-    >>> read_digits().train.inputs.shape
-    (1797, 8, 8, 1)
+    Example:
+      >>> read_digits().train.inputs.shape
+      (1797, 8, 8, 1)
     """
     bunch = import_data_extra("sklearn.datasets").load_digits()
     train = Split(

@@ -18,19 +18,20 @@ Counts = NDArray[np.int64]
 def geometric_counts(num_classes: int, n_max: int, *, ratio: float) -> Counts:
     """`n_l = n_max · ratio^l`, rounded to the nearest, at least 1.
 
-    The profile of Francazi, Baity-Jesi and Lucchi, *A Theoretical Analysis of the
-    Learning Dynamics under Class Imbalance*, ICML 2023 (their code rounds to multiples
-    of the batch's class sizes as well, which is not done here).
-
     Returns:
-      int64 `[C]`.
+      Counts `[C]`, int64.
 
     Raises:
-      ValueError: if `num_classes` or `n_max` is not a positive integer, or `ratio` not
+      ValueError: If `num_classes` or `n_max` is not a positive integer, or `ratio` not
         above 0 and at most 1.
 
-    >>> geometric_counts(4, 5000, ratio=0.6)
-    array([5000, 3000, 1800, 1080])
+    Example:
+      >>> geometric_counts(4, 5000, ratio=0.6)
+      array([5000, 3000, 1800, 1080])
+
+    References:
+      Francazi et al., 2023; their code rounds to multiples of the batch's class sizes
+      as well, which is not done here.
     """
     check_positive_integer("num_classes", num_classes)
     check_profile(n_max=n_max, ratio=ratio)
@@ -43,18 +44,24 @@ def exponential_counts(
 ) -> Counts:
     """`n_l = n_max · IF^(-l/(C-1))`, rounded down, at least 1.
 
-    The long-tailed profile of Cui et al., *Class-Balanced Loss*, CVPR 2019, and Cao et
-    al., *Learning Imbalanced Datasets with LDAM*, NeurIPS 2019.
+    The long-tailed profile of the literature.
 
     Returns:
-      int64 `[C]`.
+      Counts `[C]`, int64.
 
     Raises:
-      ValueError: if `num_classes` or `n_max` is not a positive integer, or
+      ValueError: If `num_classes` or `n_max` is not a positive integer, or
         `imbalance_factor` not finite and 1 or more.
 
-    >>> exponential_counts(10, 5000, imbalance_factor=100)
-    array([5000, 2997, 1796, 1077,  645,  387,  232,  139,   83,   50])
+    Example:
+      >>> exponential_counts(10, 5000, imbalance_factor=100)
+      array([5000, 2997, 1796, 1077,  645,  387,  232,  139,   83,   50])
+
+    References:
+      Cui et al., `Class-Balanced Loss Based on Effective Number of Samples
+      <https://arxiv.org/abs/1901.05555>`_, CVPR 2019; Cao et al., `Learning Imbalanced
+      Datasets with Label-Distribution-Aware Margin Loss
+      <https://arxiv.org/abs/1906.07413>`_, NeurIPS 2019.
     """
     check_positive_integer("num_classes", num_classes)
     check_profile(n_max=n_max, imbalance_factor=imbalance_factor)
@@ -65,17 +72,21 @@ def exponential_counts(
 def step_counts(num_classes: int, n_max: int, *, imbalance_factor: float) -> Counts:
     """`n_max` for the first `C // 2` classes, `n_max / IF`, rounded down, for the rest.
 
-    The step profile of Buda et al. 2018 and Cao et al., NeurIPS 2019; at least 1.
+    The step profile; at least 1.
 
     Returns:
-      int64 `[C]`.
+      Counts `[C]`, int64.
 
     Raises:
-      ValueError: if `num_classes` or `n_max` is not a positive integer, or
+      ValueError: If `num_classes` or `n_max` is not a positive integer, or
         `imbalance_factor` not finite and 1 or more.
 
-    >>> step_counts(4, 5000, imbalance_factor=100)
-    array([5000, 5000,   50,   50])
+    Example:
+      >>> step_counts(4, 5000, imbalance_factor=100)
+      array([5000, 5000,   50,   50])
+
+    References:
+      Buda et al., 2018; Cao et al., 2019.
     """
     check_positive_integer("num_classes", num_classes)
     check_profile(n_max=n_max, imbalance_factor=imbalance_factor)
@@ -93,16 +104,16 @@ def label_counts(
     """How many training examples each original label gives.
 
     Args:
-      config: the profile; its counts are per original label.
-      available: `[L]`, examples there are of each label.
-      groups: the labels of each class, in class order.
-      label_names: `[L]`, for the error.
+      config: The profile; its counts are per original label.
+      available: Examples there are of each label, `[L]`.
+      groups: The labels of each class, in class order.
+      label_names: Name of each label, `[L]`, for the error.
 
     Returns:
-      int64 `[L]`, zero for a label that belongs to no class.
+      Counts `[L]`, int64, zero for a label that belongs to no class.
 
     Raises:
-      ValueError: if a label has fewer examples than it is asked for, or none.
+      ValueError: If a label has fewer examples than it is asked for, or none.
     """
     labels = np.concatenate([np.asarray(group) for group in groups])
     class_of = np.repeat(np.arange(len(groups)), [len(group) for group in groups])
@@ -118,10 +129,10 @@ def label_counts(
     if np.any(short := asked > have):
         first = int(np.argmax(short))
         raise ValueError(
-            f"class {class_of[first]} asks for {asked[first]} training examples of "
+            f"Class {class_of[first]} asks for {asked[first]} training examples of "
             f"label {labels[first]} ({label_names[labels[first]]!r}), but only "
             f"{have[first]} are available: ask for fewer with n_max or counts, or "
-            "leave the label out with groups"
+            "leave the label out with groups."
         )
     counts = np.zeros(len(available), np.int64)
     counts[labels] = asked
@@ -138,17 +149,18 @@ def choose(
     `skip` examples do not overlap.
 
     Args:
-      labels: `[n]`, original labels.
-      counts: `[L]`, how many to take of each; not more than there are after `skip`.
+      labels: Original labels, `[n]`.
+      counts: How many to take of each, `[L]`; not more than there are after `skip`.
       seed: 0 or more.
-      skip: leave out this many examples of each label first.
+      skip: How many examples of each label to leave out first.
 
     Returns:
-      int64 indices into `labels`, label after label.
+      Indices into `labels`, int64, label after label.
 
-    >>> chosen = choose(np.array([0, 1, 0, 1, 0]), np.array([2, 1]), seed=0)
-    >>> np.array([0, 1, 0, 1, 0])[chosen]
-    array([0, 0, 1])
+    Example:
+      >>> chosen = choose(np.array([0, 1, 0, 1, 0]), np.array([2, 1]), seed=0)
+      >>> np.array([0, 1, 0, 1, 0])[chosen]
+      array([0, 0, 1])
     """
     chosen = [
         np.random.default_rng((seed, label)).permutation(

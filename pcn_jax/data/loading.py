@@ -25,21 +25,22 @@ def load(config: DataConfig) -> Dataset:
     rest. All choices depend on `config.seed` only.
 
     Args:
-      config: which data set, which classes, how imbalanced.
+      config: Which data set, which classes, how imbalanced.
 
     Returns:
       The data set, in host memory.
 
     Raises:
-      FileNotFoundError: if the data is not there; it says how to get it.
-      ModuleNotFoundError: if the `data` extra is not installed.
-      ValueError: if it is no `DataConfig`, or the data cannot be used as it asks.
+      FileNotFoundError: If the data is not there; it says how to get it.
+      ModuleNotFoundError: If the `data` extra is not installed.
+      ValueError: If it is no `DataConfig`, or the data cannot be used as it asks.
 
-    >>> data = load(DataConfig("digits", profile="geometric", ratio=0.5, n_max=64))
-    >>> data.class_counts
-    array([64, 32, 16,  8,  4,  2,  1,  1,  1,  1])
-    >>> data.train.inputs.shape, data.test.inputs.shape
-    ((130, 8, 8, 1), (250, 8, 8, 1))
+    Example:
+      >>> data = load(DataConfig("digits", profile="geometric", ratio=0.5, n_max=64))
+      >>> data.class_counts
+      array([64, 32, 16,  8,  4,  2,  1,  1,  1,  1])
+      >>> data.train.inputs.shape, data.test.inputs.shape
+      ((130, 8, 8, 1), (250, 8, 8, 1))
     """
     _check_config(config)
     return _assemble(_read(config), config, config.name)
@@ -63,26 +64,28 @@ def from_arrays(
     and the standard deviation.
 
     Args:
-      x_train: inputs `[n, ...]`: uint8 is kept, other real dtypes become float32. Three
+      x_train: Inputs `[n, ...]`: uint8 is kept, other real dtypes become float32. Three
         axes are taken as grey images and get a channel axis.
-      y_train: their labels, integers from 0, `[n]` or `[n, 1]`.
-      x_test: inputs of a test split, or None.
-      y_test: their labels, or None.
-      config: how imbalanced, which classes, and the seed; None takes all that is not
-        held out. Which data to read (`name`, `data_dir`, `label_feature`) is not used.
-      name: what the data set is called.
+      y_train: Their labels, integers from 0, `[n]` or `[n, 1]`.
+      x_test: Inputs of a test split, or `None`.
+      y_test: Their labels, or `None`.
+      config: How imbalanced, which classes, and the seed; `None` takes all that is
+        not held out. Which data to read (`name`, `data_dir`, `label_feature`) is not
+        used.
+      name: What the data set is called.
 
     Returns:
       The data set, in host memory.
 
     Raises:
-      ValueError: if the arrays cannot be used as the configuration asks.
+      ValueError: If the arrays cannot be used as the configuration asks.
 
-    >>> x, y = np.arange(120.0).reshape(60, 2), np.repeat([0, 1, 2], 20)
-    >>> config = DataConfig(profile="geometric", ratio=0.5)
-    >>> data = from_arrays(x, y, config=config)
-    >>> data.class_counts, data.test.inputs.shape
-    (array([16,  8,  4]), (6, 2))
+    Example:
+      >>> x, y = np.arange(120.0).reshape(60, 2), np.repeat([0, 1, 2], 20)
+      >>> config = DataConfig(profile="geometric", ratio=0.5)
+      >>> data = from_arrays(x, y, config=config)
+      >>> data.class_counts, data.test.inputs.shape
+      (array([16,  8,  4]), (6, 2))
     """
     config = DataConfig() if config is None else config
     _check_config(config)
@@ -93,7 +96,7 @@ def _check_config(config: Any) -> None:
     if not isinstance(config, DataConfig):
         raise ValueError(
             "config must be a DataConfig, such as SETUPS['digits-lt'] or "
-            f"DataConfig('cifar10'), got {config!r}"
+            f"DataConfig('cifar10'), got {config!r}."
         )
 
 
@@ -151,10 +154,10 @@ def _groups(
     if (largest := max(max(group) for group in groups)) >= num_labels:
         raise ValueError(
             f"groups={groups!r} names label {largest}, but {name} has labels 0 "
-            f"to {num_labels - 1}"
+            f"to {num_labels - 1}."
         )
     if len(groups) < 2:
-        raise ValueError(f"{name} has {len(groups)} class; two or more are needed")
+        raise ValueError(f"{name} has {len(groups)} class; two or more are needed.")
     for field, value in (
         ("counts", config.counts),
         ("class_names", config.class_names),
@@ -162,7 +165,7 @@ def _groups(
         if value is not None and len(value) != len(groups):
             raise ValueError(
                 f"{field} has {len(value)} entries, but {name} has "
-                f"{len(groups)} classes: give one for each"
+                f"{len(groups)} classes: give one for each."
             )
     return groups
 
@@ -179,9 +182,9 @@ def _held_out(source: Source, used: NDArray[np.bool_]) -> tuple[int, int]:
     if size < 2:
         absent = "" if smallest else ", or number the labels from 0 without gaps"
         raise ValueError(
-            f"label {label} ({source.label_names[label]!r}) has {smallest} examples "
+            f"Label {label} ({source.label_names[label]!r}) has {smallest} examples "
             f"{where}, too few for validation and test: add some, at least {least} are "
-            f"needed, or leave the label out with groups{absent}"
+            f"needed, or leave the label out with groups{absent}."
         )
     return size // 2, size - size // 2
 

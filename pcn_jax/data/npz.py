@@ -19,14 +19,14 @@ def read_npz(path: Path) -> Source:
     `x_test` and `y_test` may be missing, both together.
 
     Args:
-      path: the file, as `np.savez` or `np.savez_compressed` write it.
+      path: The file, as `np.savez` or `np.savez_compressed` write it.
 
     Returns:
-      labels named "0", "1", ... up to the largest in `y_train`.
+      A `Source` with labels named "0", "1", ... up to the largest in `y_train`.
 
     Raises:
-      FileNotFoundError: if there is no such file.
-      ValueError: for keys, shapes, dtypes or values that cannot be used.
+      FileNotFoundError: If there is no such file.
+      ValueError: For keys, shapes, dtypes or values that cannot be used.
     """
     arrays = _read_arrays(path)
     try:
@@ -39,7 +39,7 @@ def _read_arrays(path: Path) -> dict[str, NDArray[Any]]:
     if not path.is_file():
         raise FileNotFoundError(
             f"{path}: no such file; write it with np.savez(path, x_train=..., "
-            "y_train=...), and x_test=..., y_test=... where there is a test split"
+            "y_train=...), and x_test=..., y_test=... where there is a test split."
         )
     try:
         # np.load leaves a path open when it cannot read it, so it is opened here.
@@ -50,12 +50,12 @@ def _read_arrays(path: Path) -> dict[str, NDArray[Any]]:
     except (zipfile.BadZipFile, ValueError) as error:
         raise ValueError(
             f"{path}: cannot be read ({error}); write it with np.savez, and no arrays "
-            "of Python objects in it"
+            "of Python objects in it."
         ) from error
     needed = _KEYS if {"x_test", "y_test"} & set(found) else _KEYS[:2]
     if missing := [key for key in needed if key not in arrays]:
         raise ValueError(
             f"{path}: {' and '.join(missing)} missing; it has {found}, and must have "
-            "x_train and y_train, and either both or neither of x_test and y_test"
+            "x_train and y_train, and either both or neither of x_test and y_test."
         )
     return arrays

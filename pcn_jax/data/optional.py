@@ -8,17 +8,18 @@ def import_data_extra(module: str) -> Any:
     """The module of this name, of those the `data` extra installs.
 
     Raises:
-      ModuleNotFoundError: if it is not installed, with the command that installs it.
+      ModuleNotFoundError: If it is not installed, with the command that installs it.
 
-    >>> import_data_extra("no_such_module")
-    Traceback (most recent call last):
-        ...
-    ModuleNotFoundError: no_such_module is not installed: pip install 'pcn_jax[data]'
+    Example:
+      >>> import_data_extra("no_such_module")
+      Traceback (most recent call last):
+          ...
+      ModuleNotFoundError: no_such_module is not installed: `pip install 'pcn_jax[data]'`.
     """
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            f"{error.name} is not installed: pip install 'pcn_jax[data]'",
+            f"{error.name} is not installed: `pip install 'pcn_jax[data]'`.",
             name=error.name,
         ) from error

@@ -29,15 +29,15 @@ def prepare(name: str, data_dir: Path) -> Path:
     """Downloads and prepares a data set as array_record files, unless it is there.
 
     Args:
-      name: a TFDS name, such as "cifar10".
-      data_dir: the folder to prepare it in, made if need be.
+      name: A TFDS name, such as `"cifar10"`.
+      data_dir: The folder to prepare it in, made if need be.
 
     Returns:
       The folder of the prepared version, `<data_dir>/<name>/<version>`.
 
     Raises:
-      ValueError: if TFDS has no data set of this name.
-      ConnectionError: if it cannot be downloaded.
+      ValueError: If TFDS has no data set of this name.
+      ConnectionError: If it cannot be downloaded.
     """
     for hidden in ("importlib_resources", "PIL.Image"):  # TFDS does not declare them
         import_data_extra(hidden)
@@ -49,8 +49,8 @@ def prepare(name: str, data_dir: Path) -> Path:
         )
     except tfds.core.DatasetNotFoundError as error:
         raise ValueError(
-            f"TFDS has no data set {name!r}; see "
-            "https://www.tensorflow.org/datasets/catalog/overview"
+            f"TFDS has no data set {name!r}: choose one of "
+            "https://www.tensorflow.org/datasets/catalog/overview."
         ) from error
     folder = Path(builder.data_dir)
     if not (folder / "dataset_info.json").is_file():
@@ -71,10 +71,10 @@ def check_reachable(urls: Any) -> None:
     """Asks the first server once, because TFDS would retry for minutes when offline.
 
     Args:
-      urls: what the data set downloads; may be empty.
+      urls: What the data set downloads; may be empty.
 
     Raises:
-      ConnectionError: if no connection can be made.
+      ConnectionError: If no connection can be made.
     """
     for url in list(urls)[:1]:
         request = urllib.request.Request(url, method="HEAD")
@@ -84,8 +84,8 @@ def check_reachable(urls: Any) -> None:
             answer.close()  # whether it answers HEAD does not matter
         except OSError as error:
             raise ConnectionError(
-                f"cannot reach {url} ({error}); connect to the network, or prepare the "
-                "data set elsewhere and copy its folder"
+                f"Cannot reach {url} ({error}); connect to the network, or prepare the "
+                "data set elsewhere and copy its folder."
             ) from error
 
 
@@ -94,8 +94,8 @@ class _Part(SimpleNamespace):
 
     def __getattr__(self, name: str) -> Any:
         raise ModuleNotFoundError(
-            f"the script that prepares this data set needs TensorFlow's {name!r}: pip "
-            "install tensorflow for this once; reading the data does not need it"
+            f"The script that prepares this data set needs TensorFlow's {name!r}: pip "
+            "install tensorflow for this once; reading the data does not need it."
         )
 
 

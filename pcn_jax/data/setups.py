@@ -5,8 +5,9 @@ The first seven are those of Francazi, Baity-Jesi and Lucchi, ICML 2023. Adapt o
 once, with `python -m pcn_jax.data cifar10`, and CIFAR-100 likewise. The ratios are
 published ones; which examples they are is chosen by our seed, not by theirs.
 
->>> SETUPS["automobile-truck"].groups
-((1,), (9,))
+Example:
+  >>> SETUPS["automobile-truck"].groups
+  ((1,), (9,))
 """
 
 from pcn_jax.data.config import DataConfig

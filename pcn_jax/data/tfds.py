@@ -33,22 +33,23 @@ def read_tfds(name: str, data_dir: Path | None, label_feature: str) -> Source:
     """Reads the splits `train` and, if there is one, `test`.
 
     Args:
-      name: such as "cifar10", or "emnist/letters" where there are configurations.
-      data_dir: the folder that holds `<name>/<version>`; the newest is read.
-      label_feature: a feature of class labels.
+      name: Such as `"cifar10"`, or `"emnist/letters"` where there are configurations.
+      data_dir: The folder that holds `<name>/<version>`; the newest is read.
+      label_feature: A feature of class labels.
 
     Returns:
-      inputs `[n, height, width, channels]`, uint8 as a rule, and the label names.
+      A `Source` with inputs `[n, height, width, channels]`, uint8 as a rule, and the
+      label names.
 
     Raises:
-      FileNotFoundError: if it is not prepared, with the command that prepares it.
-      ValueError: if its images or labels are not of a kind that can be used.
+      FileNotFoundError: If it is not prepared, with the command that prepares it.
+      ValueError: If its images or labels are not of a kind that can be used.
     """
     folder = find_prepared(name, Path(data_dir or default_data_dir()).expanduser())
     info = json.loads((folder / "dataset_info.json").read_text())
     splits = [split["name"] for split in info.get("splits", ())]
     if "train" not in splits:
-        raise ValueError(f"{name} has no split 'train' but {splits}: use another one")
+        raise ValueError(f"{name} has no split 'train' but {splits}: use another one.")
     decoded = {
         split: _decoded(name, folder, split)
         for split in ("train", "test")
@@ -59,7 +60,7 @@ def read_tfds(name: str, data_dir: Path | None, label_feature: str) -> Source:
     if label_feature not in features:
         raise ValueError(
             f"label_feature={label_feature!r} is not a class label of {name}: it must "
-            f"be one of {features}"
+            f"be one of {features}."
         )
     labelled = {
         split: Split(_bytes_or_float32(arrays["image"]), arrays[label_feature])
@@ -73,7 +74,7 @@ def find_prepared(name: str, data_dir: Path) -> Path:
     """The folder of the newest prepared version.
 
     Raises:
-      FileNotFoundError: if there is none, with the command that prepares it.
+      FileNotFoundError: If there is none, with the command that prepares it.
     """
     versions = [
         (tuple(int(part) for part in folder.name.split(".")), folder)
@@ -83,9 +84,9 @@ def find_prepared(name: str, data_dir: Path) -> Path:
     ]
     if not versions:
         raise FileNotFoundError(
-            f"data set {name!r} is not prepared: there is no "
-            f"{data_dir / name / '<version>' / 'dataset_info.json'}; prepare it with: "
-            f"python -m pcn_jax.data {name} --data-dir {data_dir}"
+            f"Data set {name!r} is not prepared: there is no "
+            f"{data_dir / name / '<version>' / 'dataset_info.json'}; prepare it with "
+            f"`python -m pcn_jax.data {name} --data-dir {data_dir}`."
         )
     return max(versions)[1]
 
@@ -111,15 +112,15 @@ def _decode(name: str, folder: Path, split: str) -> dict[str, NDArray[Any]]:
     if not isinstance(image, tfds.features.Image) or None in image.shape:
         raise ValueError(
             f"{name} cannot be used: it must have a feature 'image', an image of one "
-            f"fixed shape, and has {dict(features.items())}"
+            f"fixed shape, and has {dict(features.items())}."
         )
     try:
         records = builder.as_data_source(split=split)
     except NotImplementedError as error:
         raise ValueError(
             f"{folder} is stored as {builder.info.file_format.value}, which only "
-            "TensorFlow reads; prepare it as array_record in another folder with: "
-            f"python -m pcn_jax.data {name} --data-dir FOLDER"
+            "TensorFlow reads; prepare it as array_record in another folder with "
+            f"`python -m pcn_jax.data {name} --data-dir FOLDER`."
         ) from error
     labels = [k for k, f in features.items() if isinstance(f, tfds.features.ClassLabel)]
     images = np.empty((len(records), *image.shape), image.np_dtype)

@@ -157,7 +157,7 @@ def lookup_factors(site: Site, taps: Taps) -> tuple[jax.Array, jax.Array]:
     most = min(jnp.iinfo(kind).max for kind in (indices.dtype, signed))
     indices = jnp.minimum(indices, jnp.asarray(most, indices.dtype)).astype(signed)
     length = site.param_shape[0]
-    if "CLIP" in str(site.equation.params["mode"]):
+    if site.equation.params["mode"] == lax.GatherScatterMode.CLIP:
         indices = jnp.clip(indices, 0, length - 1)
     inside = (indices >= 0) & (indices < length)
     indices = jnp.where(inside, indices, -1).reshape(site.size, -1)

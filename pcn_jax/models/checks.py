@@ -4,17 +4,18 @@ import jax
 
 
 def check_num_classes(num_classes: int) -> None:
-    """Raises ValueError unless `num_classes` is at least two."""
+    """Refuses `num_classes` below two."""
     if num_classes < 2:
         raise ValueError(f"num_classes must be at least 2, got {num_classes}.")
 
 
 def check_group_size(group_size: int, *, channels: int) -> None:
-    """Raises ValueError unless groups of `group_size` fill `channels` exactly.
+    """Refuses groups of `group_size` that do not fill `channels` exactly.
 
     Args:
-      group_size: channels per group.
-      channels: the narrowest normalised layer; the others are multiples of it.
+      group_size: Channels per group.
+      channels: Of the narrowest normalised layer; those of the others are multiples of
+        it.
     """
     if group_size < 1 or channels % group_size:
         divisors = [d for d in range(1, channels + 1) if channels % d == 0]
@@ -25,7 +26,7 @@ def check_group_size(group_size: int, *, channels: int) -> None:
 
 
 def check_images(x: jax.Array, *, model: str, min_side: int = 1) -> None:
-    """Raises ValueError unless `x` is `[B, H, W, channels]` and large enough."""
+    """Refuses what is not images `[B, H, W, channels]`, or too small."""
     if x.ndim != 4 or min(x.shape[1:3]) < min_side:
         raise ValueError(
             f"{model} needs images [B, H, W, channels] of at least {min_side} x "

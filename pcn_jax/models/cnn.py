@@ -20,12 +20,12 @@ class CNN(nn.Module):
     class, as a ReLU and a maximum would make it do.
 
     Attributes:
-      num_classes: number of logits, C.
-      dtype: dtype of the computation; None for that of input and parameters together.
-      param_dtype: dtype of the parameters.
+      num_classes: Number of logits, `C`.
+      dtype: Dtype of the computation; `None` for that of input and parameters together.
+      param_dtype: Dtype of the parameters.
 
     Raises:
-      ValueError: if `num_classes` is below two, or the input is not a batch of images
+      ValueError: If `num_classes` is below two, or the input is not a batch of images
         of at least 4 x 4 pixels.
 
     Example:
@@ -37,10 +37,9 @@ class CNN(nn.Module):
       >>> jax.eval_shape(model.apply, variables, images).shape
       (5, 2)
 
-    Source:
-      Francazi, Baity-Jesi, Lucchi, arXiv 2207.00391, and its published code, which
-      this follows throughout: Kaiming-normal convolutions, Xavier-normal head, zero
-      biases.
+    References:
+      Francazi et al., 2023, and its published code, which this follows throughout:
+      Kaiming-normal convolutions, Xavier-normal head, zero biases.
     """
 
     num_classes: int

@@ -64,17 +64,17 @@ def build(
     """Makes the network that `config` describes.
 
     Args:
-      config: the network.
-      num_classes: number of logits, C.
-      dtype: dtype of the computation; None for that of input and parameters together.
-      param_dtype: dtype of the parameters.
+      config: The network.
+      num_classes: Number of logits, `C`.
+      dtype: Dtype of the computation; `None` for that of input and parameters together.
+      param_dtype: Dtype of the parameters.
 
     Returns:
       A flax module, called as `module(x, train=...)`, with float `x` of shape
       `[B, ...]`, and returning logits `[B, C]`.
 
     Raises:
-      ValueError: if a field has a value its network cannot take.
+      ValueError: If a field has a value its network cannot take.
 
     Example:
       >>> build(ModelConfig(name="mlp", features=(64, 64)), num_classes=10).features

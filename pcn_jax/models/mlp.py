@@ -19,16 +19,16 @@ class MLP(nn.Module):
     network from favouring one class.
 
     Attributes:
-      num_classes: number of logits, C.
-      features: hidden widths; `()` gives softmax regression.
-      activation: after each hidden layer but the last. With tanh throughout the loss is
+      num_classes: Number of logits, `C`.
+      features: Hidden widths; `()` gives softmax regression.
+      activation: After each hidden layer but the last. With tanh throughout the loss is
         smooth, as the descent guarantees of the paper assume.
-      last_activation: after the last hidden layer.
-      dtype: dtype of the computation; None for that of input and parameters together.
-      param_dtype: dtype of the parameters.
+      last_activation: After the last hidden layer.
+      dtype: Dtype of the computation; `None` for that of input and parameters together.
+      param_dtype: Dtype of the parameters.
 
     Raises:
-      ValueError: if `num_classes` or a width is too small, or an activation is no
+      ValueError: If `num_classes` or a width is too small, or an activation is no
         function.
 
     Example:
@@ -43,10 +43,10 @@ class MLP(nn.Module):
 
       >>> deep = MLP(num_classes=10, features=(64, 64, 64), last_activation=nn.relu)
 
-    Source:
-      Francazi, Baity-Jesi, Lucchi, arXiv 2207.00391, and its published code: widths,
-      activations, and Kaiming-normal hidden weights with a Xavier-normal head. Ours:
-      zero biases in the hidden layers too, where the code keeps PyTorch's default.
+    References:
+      Francazi et al., 2023, and its published code: widths, activations, and
+      Kaiming-normal hidden weights with a Xavier-normal head. Ours: zero biases in the
+      hidden layers too, where the code keeps PyTorch's default.
     """
 
     num_classes: int

@@ -24,16 +24,16 @@ def group_norm(
     """Normalises groups of channels of each example (Wu and He 2018, arXiv 1803.08494).
 
     Args:
-      x: activations `[B, H, W, channels]`.
-      group_size: channels per group; must divide `channels`.
-      dtype: dtype of the result; None for that of `x` and the parameters together.
-      param_dtype: dtype of the scale and the shift, each `[channels]`.
+      x: Activations `[B, H, W, channels]`.
+      group_size: Channels per group; must divide `channels`.
+      dtype: Dtype of the result; `None` for that of `x` and the parameters together.
+      param_dtype: Dtype of the scale and the shift, each `[channels]`.
 
     Returns:
       `[B, H, W, channels]`. Moments are taken in float32 or wider.
 
     Raises:
-      ValueError: if a group holds one number, whose normalised value is always zero.
+      ValueError: If a group holds one number, whose normalised value is always zero.
     """
     height, width = x.shape[1:3]
     if group_size * height * width == 1:
@@ -64,11 +64,12 @@ def batch_norm(
     `momentum=0.1`. Unlike PyTorch's, the running variance is the biased one.
 
     Args:
-      x: activations `[B, H, W, channels]`.
-      train: use the batch's moments and update the running ones, in the collection
-        `batch_stats`, which must be mutable; otherwise use the running ones.
-      dtype: dtype of the result; None for that of `x` and the parameters together.
-      param_dtype: dtype of the scale and the shift, each `[channels]`.
+      x: Activations `[B, H, W, channels]`.
+      train: Whether to use the batch's moments and update the running ones, in the
+        collection `batch_stats`, which must be mutable; otherwise the running ones are
+        used.
+      dtype: Dtype of the result; `None` for that of `x` and the parameters together.
+      param_dtype: Dtype of the scale and the shift, each `[channels]`.
 
     Returns:
       `[B, H, W, channels]`. Moments are taken in float32 or wider.

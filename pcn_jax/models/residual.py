@@ -11,12 +11,13 @@ class BasicBlock(nn.Module):
     """`relu(x + norm(conv(relu(norm(conv(x))))))` with 3 x 3 convolutions.
 
     Attributes:
-      width: output channels.
-      stride: of the first convolution.
+      width: Output channels.
+      stride: Of the first convolution.
       conv: `nn.Conv` with all but features, kernel size, strides and padding given.
-      normalize: the normalisation, a function of activations.
-      project: match a changed shape by a normalised 1 x 1 convolution (option B of He
-        et al. 2016) instead of subsampling and zero channels (their option A).
+      normalize: The normalisation, a function of activations.
+      project: Whether to match a changed shape by a normalised 1 x 1 convolution
+        (option B of He et al. 2016) instead of subsampling and zero channels (their
+        option A).
     """
 
     width: int

@@ -26,16 +26,16 @@ class ResNet18(nn.Module):
     """ResNet-18 with GroupNorm: four stages of two blocks, 64 to 512 channels.
 
     Attributes:
-      num_classes: number of logits, C.
-      group_size: channels per normalised group; a divisor of 64.
+      num_classes: Number of logits, `C`.
+      group_size: Channels per normalised group; a divisor of 64.
       stem: `"cifar"`, a 3 x 3 convolution at full resolution, or `"imagenet"`, a
         7 x 7 convolution and a max-pooling, which quarter the resolution: about a
         fifteenth of the work, on 32 x 32 images.
-      dtype: dtype of the computation; None for that of input and parameters together.
-      param_dtype: dtype of the parameters.
+      dtype: Dtype of the computation; `None` for that of input and parameters together.
+      param_dtype: Dtype of the parameters.
 
     Raises:
-      ValueError: if an attribute is out of its range, or the input is not a batch of
+      ValueError: If an attribute is out of its range, or the input is not a batch of
         images, or so small that a normalised group would hold one number.
 
     Example:
@@ -45,14 +45,15 @@ class ResNet18(nn.Module):
       >>> sum(leaf.size for leaf in jax.tree.leaves(variables))
       11173962
 
-    Source:
-      He et al. 2016, arXiv 1512.03385, table 1, with GroupNorm for BatchNorm as in the
-      published code of Francazi, Baity-Jesi, Lucchi, arXiv 2207.00391, whose scripts
-      list group sizes 4 and 16. That code has the `"imagenet"` stem, pooling before
-      normalisation. Ours: the `"cifar"` default, customary for small images; blocks
-      as He et al. have them (the code applies a further ReLU before the addition);
-      convolutions without bias; and the initialisers of the paper's CNN,
-      Kaiming-normal convolutions and a Xavier-normal head (the code keeps PyTorch's).
+    References:
+      He et al., `Deep Residual Learning for Image Recognition
+      <https://arxiv.org/abs/1512.03385>`_, 2016, table 1, with GroupNorm for BatchNorm
+      as in the published code of Francazi et al., 2023, whose scripts list group sizes
+      4 and 16. That code has the `"imagenet"` stem, pooling before normalisation. Ours:
+      the `"cifar"` default, customary for small images; blocks as He et al. have them
+      (the code applies a further ReLU before the addition); convolutions without bias;
+      and the initialisers of the paper's CNN, Kaiming-normal convolutions and a
+      Xavier-normal head (the code keeps PyTorch's).
     """
 
     num_classes: int

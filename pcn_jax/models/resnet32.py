@@ -25,15 +25,15 @@ class ResNet32(nn.Module):
     """ResNet-32 for CIFAR: three stages of five blocks, 16, 32 and 64 channels.
 
     Attributes:
-      num_classes: number of logits, C.
+      num_classes: Number of logits, `C`.
       norm: `"batch"`, as in the literature, or `"group"`, for which an example's
         logits do not depend on the rest of its batch.
-      group_size: channels per normalised group, with `norm="group"`; divides 16.
-      dtype: dtype of the computation; None for that of input and parameters together.
-      param_dtype: dtype of the parameters.
+      group_size: Channels per normalised group, with `norm="group"`; divides 16.
+      dtype: Dtype of the computation; `None` for that of input and parameters together.
+      param_dtype: Dtype of the parameters.
 
     Raises:
-      ValueError: if an attribute is out of its range, or the input is not a batch of
+      ValueError: If an attribute is out of its range, or the input is not a batch of
         images, or so small that a normalised group would hold one number.
 
     Example:
@@ -48,10 +48,12 @@ class ResNet32(nn.Module):
       In training, `model.apply(variables, x, train=True, mutable=["batch_stats"])`
       returns the logits and the new running moments.
 
-    Source:
-      He et al. 2016, arXiv 1512.03385, section 4.2 and option A, as in Cao et al. 2019,
-      arXiv 1906.07413, and its code: Kaiming-normal weights, the head included. Ours:
-      a zero head bias, where that code keeps PyTorch's default.
+    References:
+      He et al., 2016, section 4.2 and option A, as in Cao et al., `Learning Imbalanced
+      Datasets with Label-Distribution-Aware Margin Loss
+      <https://arxiv.org/abs/1906.07413>`_, 2019, and its code: Kaiming-normal weights,
+      the head included. Ours: a zero head bias, where that code keeps PyTorch's
+      default.
     """
 
     num_classes: int
@@ -72,9 +74,9 @@ class ResNet32(nn.Module):
         """Maps `[B, H, W, channels]` to logits `[B, C]`.
 
         Args:
-          x: images.
-          train: with BatchNorm, normalise by the batch's moments and update the running
-            ones; `batch_stats` must then be mutable.
+          x: Images.
+          train: Whether BatchNorm normalises by the batch's moments and updates the
+            running ones; `batch_stats` must then be mutable.
         """
         check_images(x, model="ResNet32")
         conv = functools.partial(

@@ -21,15 +21,19 @@ class VGG16(nn.Module):
     maximum, the fifth the average.
 
     Attributes:
-      num_classes: number of logits, C.
-      group_size: channels per normalised group; a divisor of 64.
-      dropout_rate: probability of zeroing an activation in training, in [0, 1).
-      dtype: dtype of the computation; None for that of input and parameters together.
-      param_dtype: dtype of the parameters.
+      num_classes: Number of logits, `C`.
+      group_size: Channels per normalised group; a divisor of 64.
+      dropout_rate: Probability of zeroing an activation in training, in [0, 1).
+      dtype: Dtype of the computation; `None` for that of input and parameters together.
+      param_dtype: Dtype of the parameters.
 
     Raises:
-      ValueError: if an attribute is out of its range, or the input is not a batch of
+      ValueError: If an attribute is out of its range, or the input is not a batch of
         images of at least 32 x 32 pixels, which five poolings need.
+
+    Warning:
+      Dropout draws a mask per example and step, so that no step descends the loss that
+      is measured: the per-step monotonicity of PCNGD is claimed for `dropout_rate=0`.
 
     Example:
       >>> model = VGG16(num_classes=10, group_size=16)
@@ -40,16 +44,13 @@ class VGG16(nn.Module):
 
       In training the masks come from `rngs={"dropout": key}` in `model.apply`.
 
-    Source:
-      Simonyan and Zisserman 2015, arXiv 1409.1556, configuration D, as changed in the
-      published code of Francazi, Baity-Jesi, Lucchi, arXiv 2207.00391: everything
-      above, and Xavier-normal weights with zero biases in all layers. Its scripts list
-      group sizes 1, 4, 16 and 64 and rates 0.2 and 0.4; that 4 and 0.2 are the defaults
-      is our choice.
-
-    Warning:
-      Dropout draws a mask per example and step, so that no step descends the loss that
-      is measured: the per-step monotonicity of PCNGD is claimed for `dropout_rate=0`.
+    References:
+      Simonyan and Zisserman, `Very Deep Convolutional Networks for Large-Scale Image
+      Recognition <https://arxiv.org/abs/1409.1556>`_, 2015, configuration D, as changed
+      in the published code of Francazi et al., 2023: everything above, and
+      Xavier-normal weights with zero biases in all layers. Its scripts list group sizes
+      1, 4, 16 and 64 and rates 0.2 and 0.4; that 4 and 0.2 are the defaults is our
+      choice.
     """
 
     num_classes: int
@@ -72,8 +73,9 @@ class VGG16(nn.Module):
         """Maps `[B, H, W, channels]` to logits `[B, C]`.
 
         Args:
-          x: images of at least 32 x 32 pixels.
-          train: apply dropout; needs the random key `dropout` unless its rate is 0.
+          x: Images of at least 32 x 32 pixels.
+          train: Whether to apply dropout; needs the random key `dropout` unless its
+            rate is 0.
         """
         check_images(x, model="VGG16", min_side=2 ** len(_STAGES))
         for stage, widths in enumerate(_STAGES, start=1):

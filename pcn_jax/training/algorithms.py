@@ -110,7 +110,7 @@ def _rescaled_weights(chosen: TrainConfig, shares: np.ndarray) -> ClassWeights |
     del shares
     if chosen.published_alignment:
         return None
-    return weights.inverse_alignment(min_alignment=chosen.min_alignment)
+    return weights.inverse_aligned_norm(min_alignment=chosen.min_alignment)
 
 
 _NORMALISED = (_normalised, _normalised_weights)

@@ -1,12 +1,18 @@
 """How runs train, as plain data: what algorithms that are compared have in common."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
 import optax
 
-from pcn_jax.checks import check_choice, check_positive_integer
+from pcn_jax.checks import (
+    check_choice,
+    check_integer,
+    check_number,
+    check_positive_integer,
+)
 from pcn_jax.weights import Average
 
 SamplerName = Literal[
@@ -42,9 +48,8 @@ class OptimizerConfig:
         """Refuses values that no optimizer can take."""
         for name in ("name", "schedule"):
             check_choice(name, getattr(self, name), type(self).__annotations__[name])
-        _check("momentum", self.momentum, 0 <= self.momentum < 1, "in [0, 1)")
-        decay = self.weight_decay
-        _check("weight_decay", decay, 0 <= decay < math.inf, "0 or more and finite")
+        check_number("momentum", self.momentum, *_BELOW_ONE)
+        check_number("weight_decay", self.weight_decay, *_NOT_NEGATIVE)
         if self.name != "sgd" and (self.momentum or self.nesterov):
             raise ValueError(
                 f"momentum and nesterov belong to sgd, not to {self.name}: remove them."
@@ -72,8 +77,7 @@ class OptimizerConfig:
           >>> print(tx.update(2.0, tx.init(1.0))[0])
           -1.0
         """
-        in_range = 0 < learning_rate < math.inf
-        _check("learning_rate", learning_rate, in_range, "positive and finite")
+        check_learning_rate(learning_rate)
         rate: optax.ScalarOrSchedule = learning_rate
         if self.schedule == "cosine":
             rate = optax.cosine_decay_schedule(learning_rate, max(total_steps, 1))
@@ -86,6 +90,11 @@ class OptimizerConfig:
         if not self.weight_decay:
             return optimizer
         return optax.chain(optax.add_decayed_weights(self.weight_decay), optimizer)
+
+
+def check_learning_rate(learning_rate: float) -> None:
+    """Refuses what no optimizer takes."""
+    check_number("learning_rate", learning_rate, *_POSITIVE)
 
 
 @dataclass(frozen=True)
@@ -155,24 +164,13 @@ class TrainConfig:
         """Refuses values that no run can take."""
         if self.sampler is not None:
             check_choice("sampler", self.sampler, SamplerName)
-        is_number = isinstance(self.steps, int) and self.steps >= 0
-        _check("steps", self.steps, is_number, "an integer of 0 or more")
+        check_integer("steps", self.steps, lambda x: x >= 0, "an integer of 0 or more")
         for name in ("batch_size", "reference_every", "measurements_per_decade"):
             check_positive_integer(name, getattr(self, name))
         # The links refuse the rest, but only when an algorithm uses them.
-        norm = self.max_norm
-        _check("max_norm", norm, 0 <= norm < math.inf, "0 or more and finite")
-        for name in ("max_adjusted_norm", "min_norm"):
-            norm = getattr(self, name)
-            _check(name, norm, 0 < norm < math.inf, "positive and finite")
-        _check("decay", self.decay, 0 <= self.decay < 1, "in [0, 1)")
-        least = self.min_split_alignment
-        _check("min_split_alignment", least, 0 <= least <= 1, "in [0, 1]")
+        for name, (is_allowed, allowed) in _RANGES.items():
+            check_number(name, getattr(self, name), is_allowed, allowed)
         check_choice("split_average", self.split_average, Average)
-        momentum = self.class_momentum
-        _check("class_momentum", momentum, 0 <= momentum < 1, "in [0, 1)")
-        in_range = 1e-6 <= self.min_alignment <= 1
-        _check("min_alignment", self.min_alignment, in_range, "in [1e-6, 1]")
         for name in _NEEDS_CLASS_GRADIENTS if self.frozen_statistics else ():
             if getattr(self, name):
                 raise ValueError(
@@ -187,7 +185,15 @@ _NEEDS_CLASS_GRADIENTS = (
     "explicit_class_gradients",
 )
 
-
-def _check(name: str, value: object, ok: bool, allowed: str) -> None:
-    if not ok:
-        raise ValueError(f"{name} must be {allowed}, got {value!r}.")
+_POSITIVE = (lambda x: 0 < x < math.inf, "positive and finite")
+_NOT_NEGATIVE = (lambda x: 0 <= x < math.inf, "0 or more and finite")
+_BELOW_ONE = (lambda x: 0 <= x < 1, "in [0, 1)")
+_RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
+    "max_norm": _NOT_NEGATIVE,
+    "max_adjusted_norm": _POSITIVE,
+    "min_norm": _POSITIVE,
+    "decay": _BELOW_ONE,
+    "min_split_alignment": (lambda x: 0 <= x <= 1, "in [0, 1]"),
+    "class_momentum": _BELOW_ONE,
+    "min_alignment": (lambda x: 1e-6 <= x <= 1, "in [1e-6, 1]"),
+}

@@ -21,7 +21,7 @@ from pcn_jax.class_gradients import (
     LossFn,
     per_class_value_and_grad,
 )
-from pcn_jax.counts import at_least_one
+from pcn_jax.counts import at_least_one, members
 from pcn_jax.dynamics import class_means
 from pcn_jax.halves import split_halves
 from pcn_jax.known_labels import known_labels_value_and_grad
@@ -146,7 +146,7 @@ def balanced_gradients(
 def _batch(
     sampler: Sampler, state: TrainState, train: Examples
 ) -> tuple[jax.Array, jax.Array]:
-    indices = sampler(state.seed, state.step)
+    indices = sampler(seed=state.seed, step=state.step)
     return train.inputs[indices], train.labels[indices]
 
 
@@ -173,9 +173,7 @@ def _joint_value_and_grad(loss_fn: LossFn, num_classes: int) -> ClassValueAndGra
             return jnp.where(real, losses, 0).sum() / total, (losses, aux)
 
         grad, (losses, aux) = jax.grad(mean_loss, has_aux=True)(params)
-        counts = (
-            jnp.arange(num_classes, dtype=labels.dtype)[:, None] == labels[None, :]
-        ).sum(axis=1, dtype=jnp.int32)
+        counts = members(labels, num_classes).sum(axis=1, dtype=jnp.int32)
         means = class_means(losses, labels, num_classes)
         value = ClassValue(jnp.where(counts == 0, 0, means), counts, aux)
         return value, jax.tree.map(lambda g: g[None], grad)

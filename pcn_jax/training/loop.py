@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 
 from pcn_jax.checks import check_choice
 from pcn_jax.training.algorithms import ALGORITHMS, AlgorithmName, make_sampler
-from pcn_jax.training.config import TrainConfig
+from pcn_jax.training.config import TrainConfig, check_learning_rate
 from pcn_jax.training.measure import Record, make_measure, measured_steps
 from pcn_jax.training.problem import Examples, Problem
 from pcn_jax.training.state import Keep, TrainState, copied
@@ -35,7 +35,8 @@ def make_train(
         step.
       config: The budget, the optimizer and the rest.
       measure: From a state to what is recorded of it; `None` for all of `make_measure`,
-        which takes passes over all the data.
+        which takes passes over all the data. `keep="best"` needs its
+        `record["validation"]["macro_recall"]`.
       keep: Which state is returned: `"last"`, or for early stopping `"best"`, the one
         that was measured after the start with the best macro recall on validation data.
         The run goes on to the end: after a slump a later state may be the best.
@@ -68,10 +69,7 @@ def make_train(
         raise ValueError(
             f"There is no algorithm {algorithm!r}: choose from {', '.join(ALGORITHMS)}."
         )
-    if not 0 < learning_rate < math.inf:
-        raise ValueError(
-            f"learning_rate must be positive and finite, got {learning_rate!r}."
-        )
+    check_learning_rate(learning_rate)
     check_choice("keep", keep, Keep)
     label = ALGORITHMS[algorithm].label
     # Kept with the data that it belongs to, and let go with them.
@@ -105,7 +103,7 @@ def make_train(
                 if on_record is not None:
                     on_record(record)
                 if keep == "best" and stop:
-                    recall = record["validation"]["macro_recall"]
+                    recall = _to_stop_by(record)
                     if recall > best_recall:
                         best, best_recall = copied(state), recall
         return state if best is None else best
@@ -141,6 +139,16 @@ def _build(problem: Problem, algorithm: AlgorithmName, config: TrainConfig) -> "
 
 
 _AS_THE_DATA_COME = ("full", "uniform", "stratified")
+
+
+def _to_stop_by(record: Record) -> float:
+    try:
+        return float(record["validation"]["macro_recall"])
+    except (KeyError, TypeError) as error:
+        raise ValueError(
+            "keep='best' goes by record['validation']['macro_recall'], which measure "
+            f"does not return: it has {', '.join(record)}."
+        ) from error
 
 
 def _is_watched() -> bool:

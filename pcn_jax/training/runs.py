@@ -5,8 +5,10 @@ import dataclasses
 import importlib.metadata
 import json
 import math
+import os
 import platform
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,6 +21,9 @@ from flax import serialization
 
 from pcn_jax.training.measure import Record
 from pcn_jax.training.state import Keep, TrainState
+
+if sys.platform != "win32":
+    import fcntl
 
 _DESCRIPTION, _RECORDS = "run.json", "metrics.jsonl"
 _TENSORBOARD = "tensorboard"
@@ -76,6 +81,7 @@ def write_run(
       >>> read_run(folder)
       [{'step': 0, 'loss': [0.5, nan]}]
     """
+    folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix="unfinished-", dir=folder))
     run = {"description": plain(description), "ran_on": environment()}
@@ -85,7 +91,8 @@ def write_run(
         scalars = _tensorboard(partial / _TENSORBOARD, stack) if tensorboard else None
 
         def append(record: Record) -> None:
-            lines.write(json.dumps(plain(record), allow_nan=False) + "\n")
+            record = plain(record)
+            lines.write(json.dumps(record, allow_nan=False) + "\n")
             lines.flush()
             if scalars is not None:
                 scalars(record)
@@ -98,13 +105,28 @@ def write_run(
 def _publish(partial: Path, folder: Path) -> None:
     """Replaces the run in a folder: the records go first and come last."""
     params = [params_path(partial, keep).name for keep in get_args(Keep)]
-    for name in (_RECORDS, *params):
-        (folder / name).unlink(missing_ok=True)
-    shutil.rmtree(folder / _TENSORBOARD, ignore_errors=True)
-    for name in (_DESCRIPTION, *params, _TENSORBOARD, _RECORDS):
-        if (partial / name).exists():
-            (partial / name).replace(folder / name)
-    partial.rmdir()
+    with _locked(folder):
+        for name in (_RECORDS, *params):
+            (folder / name).unlink(missing_ok=True)
+        shutil.rmtree(folder / _TENSORBOARD, ignore_errors=True)
+        for name in (_DESCRIPTION, *params, _TENSORBOARD, _RECORDS):
+            if (partial / name).exists():
+                (partial / name).replace(folder / name)
+        partial.rmdir()
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Keeps other processes waiting; a lock ends with the process that holds it."""
+    if sys.platform == "win32":  # which cannot lock folders
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def params_path(folder: Path, keep: Keep) -> Path:
@@ -187,8 +209,8 @@ def plain(x: Any) -> Any:
         x = {field.name: getattr(x, field.name) for field in dataclasses.fields(x)}
     if isinstance(x, dict):
         return {str(key): plain(value) for key, value in x.items()}
-    if isinstance(x, np.ndarray | np.generic):
-        return plain(x.tolist())
+    if isinstance(x, jax.Array | np.ndarray | np.generic):
+        return plain(np.asarray(x).tolist())
     if isinstance(x, list | tuple):
         return [plain(value) for value in x]
     if isinstance(x, float) and not math.isfinite(x):
@@ -246,5 +268,5 @@ def _tagged(x: Any, tag: str = "") -> Iterator[tuple[str, float]]:
     )
     for key, value in items:
         yield from _tagged(value, f"{tag}/{key}" if tag else str(key))
-    if not isinstance(x, dict | list):
+    if isinstance(x, int | float):
         yield tag, x

@@ -9,7 +9,7 @@ import optax
 
 from pcn_jax.checks import check_number, check_positive_integer
 from pcn_jax.counts import at_least_one
-from pcn_jax.geometry import class_norms, scale_rows
+from pcn_jax.geometry import scale_rows
 from pcn_jax.precision import at_least_float32
 from pcn_jax.transforms.per_class import check_class_axis, check_counts
 
@@ -48,7 +48,7 @@ def class_momentum(
     class, and came out ahead wherever the two were compared (`RESULTS.md`, C11).
 
     Args:
-      num_classes: `C`.
+      num_classes: `C`; behind `optax.inject_hyperparams` one of its `static_args`.
       decay: Of the moving average, in [0, 1); 0 changes nothing.
 
     Returns:
@@ -96,12 +96,13 @@ def class_momentum(
     ) -> tuple[optax.Updates, ClassMomentumState]:
         del extra
         check_class_axis(name, updates, params)
-        norms = class_norms(updates)
-        if len(norms) != num_classes:
+        num_rows = len(jax.tree.leaves(updates)[0])
+        if num_rows != num_classes:
             raise ValueError(
-                f"{name} was made for {num_classes} classes, got {len(norms)} rows."
+                f"{name} was made for {num_classes} classes, got {num_rows} rows."
             )
-        counts = check_counts(name, class_counts, num_classes).astype(norms.dtype)
+        counts = check_counts(name, class_counts, num_classes)
+        counts = counts.astype(state.seen.dtype)
         here = counts > 0
         shares = jnp.where(here, counts / at_least_one(counts.sum()), 1)
         kept, new = jnp.where(here, decay, 1), jnp.where(here, 1 - decay, 0)
@@ -117,7 +118,7 @@ def class_momentum(
             averages, jnp.where(here, shares / jnp.where(here, seen, 1), 0)
         )
         return (
-            jax.tree.map(lambda x, g: x.astype(g.dtype), corrected, updates),
+            optax.tree_utils.tree_cast_like(corrected, updates),
             ClassMomentumState(averages, seen.astype(state.seen.dtype)),
         )
 

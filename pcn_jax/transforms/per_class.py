@@ -26,7 +26,7 @@ def per_class(
     ) -> tuple[optax.Updates, optax.EmptyState]:
         check_class_axis(name, updates, params)
         result = transform(updates, **extra)
-        return jax.tree.map(lambda x, g: x.astype(g.dtype), result, updates), state
+        return optax.tree_utils.tree_cast_like(result, updates), state
 
     return optax.GradientTransformationExtraArgs(init, update)
 

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import optax
 
@@ -37,7 +36,7 @@ def scale_by_smoothed_class_norm(
     so: `sum_over_classes` adds them all. `pcn_jax.split_halves` makes the labels.
 
     Args:
-      num_classes: `C`.
+      num_classes: `C`; behind `optax.inject_hyperparams` one of its `static_args`.
       min_norm: Norm of a class-mean gradient below which it is left in proportion; a
         positive number in the units of the loss over those of the parameters.
       decay: Of the moving averages, in [0, 1).
@@ -100,11 +99,11 @@ def scale_by_smoothed_class_norm(
                 f" classes, {2 * num_classes} rows, got {len(norms)}: see "
                 "pcn_jax.split_halves."
             )
-        check_counts(name, class_counts, len(norms))
-        halves = ClassStatistics(norms, jnp.asarray(class_counts))
+        counts = check_counts(name, class_counts, len(norms))
+        halves = ClassStatistics(norms, counts)
         statistics = of_halves(halves, half_products(updates, norms))
         weights, new_state = rule.update(statistics, state)
         scaled = scale_rows(updates, jnp.repeat(weights, 2))
-        return jax.tree.map(lambda x, g: x.astype(g.dtype), scaled, updates), new_state
+        return optax.tree_utils.tree_cast_like(scaled, updates), new_state
 
     return optax.GradientTransformationExtraArgs(init, update)

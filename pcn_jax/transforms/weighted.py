@@ -4,15 +4,10 @@ from typing import Any
 
 import optax
 
-from pcn_jax.geometry import (
-    class_alignment,
-    class_cosines,
-    scale_rows,
-    unit_class_grads,
-)
+from pcn_jax.geometry import scale_rows, unit_class_grads
 from pcn_jax.transforms.per_class import check_counts, per_class
-from pcn_jax.weighing import check_weights, checked
-from pcn_jax.weights import ClassStatistics, ClassWeights
+from pcn_jax.weighing import check_weights, checked, class_statistics
+from pcn_jax.weights import ClassWeights
 
 
 def scale_by_class_weights(
@@ -64,12 +59,9 @@ def scale_by_class_weights(
         del extra
         units, norms = unit_class_grads(class_grads)
         counts = check_counts(name, class_counts, len(norms))
-        gramian = alignment = None
-        if with_gramian:
-            gramian = class_cosines(class_grads) * norms[:, None] * norms[None, :]
-        if reference is not None:
-            alignment = class_alignment(class_grads, reference)
-        statistics = ClassStatistics(norms, counts, gramian, alignment)
+        statistics = class_statistics(
+            class_grads, norms, counts, with_gramian=with_gramian, reference=reference
+        )
         return scale_rows(units, norms * checked(weights(statistics), norms))
 
     return per_class(name, scale)
