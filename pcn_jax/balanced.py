@@ -1,6 +1,7 @@
 """The balanced gradient at the price of about a plain one."""
 
 import functools
+import numbers
 import warnings
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
@@ -12,7 +13,13 @@ import numpy as np
 import optax
 
 from pcn_jax.arguments import of_arrays, take_out_arrays
-from pcn_jax.checks import check_choice, check_inputs, check_labels, check_params
+from pcn_jax.checks import (
+    check_choice,
+    check_inputs,
+    check_labels,
+    check_params,
+    describe,
+)
 from pcn_jax.class_gradients import (
     ClassValue,
     LossFn,
@@ -31,6 +38,7 @@ from pcn_jax.geometry import (
     unit_class_grads,
 )
 from pcn_jax.halves import half_products, split_halves
+from pcn_jax.precision import widest_dtype
 from pcn_jax.weighing import PCNValue, Weighing, class_statistics
 from pcn_jax.weights import ClassStatistics, ClassWeights, StatefulClassWeights
 
@@ -188,10 +196,12 @@ def pcn_value_and_grad(
         groups = split_halves(groups) if weighing.by_halves else groups
         fixed, arrays = take_out_arrays(args, kwargs)
         losses_fn = _grouped(of_arrays(loss_fn, fixed), has_aux)
-        given = jax.tree.map(_on_device, (params, (inputs, labels), groups, *arrays))
+        examples = {"inputs": inputs, "labels": labels}
+        given = jax.tree.map(_on_device, (params, examples, groups, *arrays))
         if path != "masked":
             try:
-                traced = tracing.trace(losses_fn, *given, freeze=path == "frozen")
+                of_arrays_only = _with_arrays_beside(losses_fn)
+                traced = tracing.trace(of_arrays_only, *given, freeze=path == "frozen")
             except NotProvenError as reason:
                 _masked_instead(reason, path)
             else:
@@ -263,8 +273,10 @@ def pcn_plan(
         fixed, arrays = take_out_arrays(args, kwargs)
         losses_fn = _grouped(of_arrays(loss_fn, fixed), has_aux)
         try:
-            given = params, (inputs, labels), groups, *arrays
-            traced = tracing.trace(losses_fn, *given, freeze=path == "frozen")
+            examples = {"inputs": inputs, "labels": labels}
+            given = params, examples, groups, *arrays
+            of_arrays_only = _with_arrays_beside(losses_fn)
+            traced = tracing.trace(of_arrays_only, *given, freeze=path == "frozen")
         except NotProvenError as reason:
             return Plan("masked", str(reason), ())
         choices = gradients.choices_of(
@@ -299,12 +311,29 @@ def _grouped(loss_fn: LossFn, has_aux: bool) -> LossFn:
     """The same loss, with the labels among the inputs and groups in their place."""
 
     def losses_fn(
-        params: chex.ArrayTree, inputs: Any, groups: jax.Array, *args: Any
+        params: chex.ArrayTree, examples: Any, groups: jax.Array, *args: Any
     ) -> tuple[jax.Array, Any]:
-        output = loss_fn(params, *inputs, *args)
+        output = loss_fn(params, examples["inputs"], examples["labels"], *args)
         return losses_and_aux(output, groups.shape, has_aux=has_aux)
 
     return losses_fn
+
+
+def _with_arrays_beside(losses_fn: LossFn) -> LossFn:
+    """The same, where what it returns besides has to go through a trace."""
+
+    def checked(*given: Any) -> tuple[jax.Array, Any]:
+        losses, aux = losses_fn(*given)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(aux):
+            if not (hasattr(leaf, "dtype") or isinstance(leaf, numbers.Number)):
+                raise ValueError(
+                    "The auxiliary output must hold arrays, got "
+                    f"{describe(leaf)} at aux{jax.tree_util.keystr(path)}: leave it "
+                    "out, or pass path='masked'."
+                )
+        return losses, aux
+
+    return checked
 
 
 def _masked_instead(reason: NotProvenError, path: Path | None) -> None:
@@ -346,13 +375,16 @@ def _fused(
         with_gramian=weighing.with_gramian,
     )
     halves = gramian = alignment = None
+    dtype = widest_dtype(jax.tree.leaves(given[0]))  # as of class gradients
     if measured.halves is not None:
-        halves = layout.to_classes(measured.halves)[::2]
+        halves = layout.to_classes(measured.halves)[::2].astype(dtype)
     if measured.gramian is not None:
         gramian = layout.to_classes(layout.to_classes(measured.gramian).T).T
+        gramian = gramian.astype(dtype)
     if measured.alignment is not None:
-        alignment = layout.to_classes(measured.alignment)
-    norms, counts = layout.to_classes(measured.norms), layout.to_classes(layout.counts)
+        alignment = layout.to_classes(measured.alignment).astype(dtype)
+    norms = layout.to_classes(measured.norms).astype(dtype)
+    counts = layout.to_classes(layout.counts)
     losses = jnp.where(layout.members, measured.losses[None, :], 0).sum(axis=1)
     losses = losses / at_least_one(layout.counts).astype(losses.dtype)
     value, weights = weighing.weigh(

@@ -1,5 +1,6 @@
 """Sums and norms are taken in float32 or wider, whatever the parameters are kept in."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -28,6 +29,17 @@ def at_least_float32(x: jax.Array) -> jax.Array:
 def sum_dtype(dtype: Any) -> Any:
     """The dtype in which numbers of a dtype are summed: its own, or float32."""
     return dtype if dtype in _WIDE else jnp.dtype(jnp.float32)
+
+
+def widest_dtype(arrays: Iterable[Any]) -> Any:
+    """The dtype of numbers that belong to all of some arrays: float32 or wider.
+
+    Example:
+      >>> widest_dtype([jnp.ones(2, jnp.bfloat16), jnp.ones(3)])
+      dtype('float32')
+    """
+    dtypes = (sum_dtype(jax.typeof(x).dtype) for x in arrays)
+    return max(dtypes, key=lambda dtype: jnp.finfo(dtype).bits)
 
 
 def wide_dot(

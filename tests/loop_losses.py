@@ -233,13 +233,18 @@ def weights_that_change(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
 
 
 def returned(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
-    """The loop returns parameters."""
+    """The loop returns slices, what is made of them, and what all steps use."""
 
-    def step(h: jax.Array, w: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return jnp.tanh(h @ w), jnp.sin(w)
+    @jax.checkpoint
+    def step(h: jax.Array, w: jax.Array) -> tuple[jax.Array, Any]:
+        scale = params["scale"]
+        of_step = {"w": w, "sine": jnp.sin(w), "square": jnp.sum(w**2), "scale": scale}
+        return jnp.tanh(h @ w * scale[None]), of_step
 
-    last, sines = lax.scan(step, x[:, 0], params["w"])
-    return head(params, last @ sines[0], y)
+    last, found = lax.scan(step, x[:, 0], params["w"], reverse=True)
+    last = last @ found["w"][0] + last @ found["sine"][1] + found["scale"][2][None]
+    losses: jax.Array = head(params, last, y) + 0.1 * found["square"].sum()
+    return losses
 
 
 _SQUARES = normal(90, DEPTH, WIDTH, WIDTH)
@@ -302,6 +307,11 @@ OPENED = {
         SEQUENCES,
     ),
     "nested": Case(nested, {"blocks": stacked(BLOCK), "head": HEAD}, SEQUENCES),
+    "returned": Case(
+        returned,
+        {"w": _SQUARES, "scale": 1 + normal(88, WIDTH), "head": HEAD},
+        SEQUENCES,
+    ),
     "no steps": Case(
         no_steps,
         {"w": _SQUARES[:0], "none": normal(98, 0, WIDTH), "head": HEAD},
@@ -315,5 +325,4 @@ WHOLE = {
     "weights that change": Case(
         weights_that_change, {"w": _SQUARES[0], "head": HEAD}, SEQUENCES
     ),
-    "returned": Case(returned, {"w": _SQUARES, "head": HEAD}, SEQUENCES),
 }

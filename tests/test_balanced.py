@@ -418,6 +418,20 @@ class TestBatches:
             _, direction = fused(case, labels, path=path)  # unknown when tracing
         assert all(np.isnan(x).any() for x in jax.tree.leaves(direction))
 
+    def test_numbers_have_the_dtype_of_class_gradients(self) -> None:
+        with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
+            w, x = jnp.ones((3, 2), jnp.float32), np.ones((4, 3))  # float64
+
+            def loss(w: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
+                return jnp.square(x @ w).sum(axis=1).astype(jnp.float32) + 0 * y
+
+            for path in ("fused", "masked"):
+                function = pcn_value_and_grad(loss, 2, with_gramian=True, path=path)
+                value: Any
+                value, direction = function(w, x, jnp.array([0, 1, 0, 1]))
+                found = value.norms, value.weights, value.statistics.gramian, direction
+                assert {x.dtype for x in found} == {jnp.dtype(jnp.float32)}
+
     def test_unsigned_labels_out_of_range(self) -> None:
         labels = jnp.asarray(LABELS, jnp.uint32).at[0].set(2**32 - 1)
         _, direction = fused(CASES["mlp"], labels)  # unknown when tracing
@@ -725,6 +739,26 @@ class TestErrors:
     def test_aux_that_is_not_there(self, path: str) -> None:
         with pytest.raises(ValueError, match=r"must return \(losses, aux\), got"):
             fused(CASES["mlp"], has_aux=True, path=path)
+
+    def test_aux_that_is_no_array(self) -> None:
+        case = CASES["mlp"]
+
+        def loss(*given: Any) -> tuple[jax.Array, Any]:
+            return case.loss(*given), {"kept": jnp.ones(2), "name": "mlp"}
+
+        given = case.params, case.inputs, LABELS
+        with pytest.raises(ValueError, match=r"got a str at aux\['name'\]: leave it"):
+            pcn_value_and_grad(loss, NUM_CLASSES, has_aux=True)(*given)
+        masked = pcn_value_and_grad(loss, NUM_CLASSES, has_aux=True, path="masked")
+        assert masked(*given)[0].aux["name"] == "mlp"
+
+    def test_inputs_that_are_of_all_examples_are_named(self) -> None:
+        def loss(params: Any, x: Any, y: jax.Array) -> jax.Array:
+            return mlp(params, x["x"] * x["scale"], y)
+
+        inputs = {"x": CASES["mlp"].inputs, "scale": jnp.float32(2)}
+        plan = pcn_jax.pcn_plan(loss, NUM_CLASSES)(MLP, inputs, LABELS)
+        assert "['inputs']['scale'] have no examples on their first" in plan.reason
 
     @pytest.mark.parametrize(
         ("rule", "message"),

@@ -25,6 +25,13 @@ def largest(x: jax.Array) -> jax.Array:
     return jnp.argmax(x[:, :3, 0], axis=1)
 
 
+def pooled(x: jax.Array, axis: int) -> jax.Array:
+    """The largest of every two neighbours along an axis."""
+    window = tuple(2 if d == axis else 1 for d in range(x.ndim))
+    y: jax.Array = lax.reduce_window(x, -jnp.inf, lax.max, window, (1,) * 3, "VALID")
+    return y
+
+
 def matrices(x: jax.Array) -> jax.Array:
     """A positive definite one of each example, `[SIZE, 4, 4]`."""
     return jnp.einsum("btd,bsd->bts", x, x) + jnp.eye(4)[None]
@@ -102,6 +109,11 @@ APART: dict[str, Function] = {
     "windows": lambda x: lax.reduce_window(
         x, -jnp.inf, lax.max, (1, 2, 1), (1, 2, 1), "VALID"
     ),
+    "nearly the largest": lambda x: lax.approx_max_k(x, 2)[0],
+    "largest of windows, differentiated": jax.grad(lambda x: (pooled(x, 1) ** 3).sum()),
+    "the same again": lambda x: jax.jvp(
+        jax.grad(lambda x: (pooled(x, 1) ** 3).sum()), (x,), (jnp.cos(x),)
+    )[1],
     "loop": lambda x: lax.fori_loop(0, 3, lambda _, y: jnp.sin(y), x),
     "loop from a constant": lambda x: lax.fori_loop(
         0, 3, lambda _, y: y + x, jnp.zeros_like(x)
@@ -168,6 +180,10 @@ TOGETHER: dict[str, Function] = {
     "windows": lambda x: lax.reduce_window(
         x, -jnp.inf, lax.max, (2, 1, 1), (1, 1, 1), "SAME"
     ),
+    "nearly the largest of them": lambda x: lax.approx_max_k(
+        x, 2, reduction_dimension=-3
+    )[0],
+    "windows, differentiated": jax.grad(lambda x: (pooled(x, 0) ** 3).sum()),
     "loop that turns": lambda x: lax.fori_loop(
         0, 2, lambda _, y: y.transpose(1, 0, 2), x[:, :4, :][:, jnp.arange(SIZE) % 4]
     ),

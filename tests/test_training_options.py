@@ -282,7 +282,8 @@ class TestRefusals:
             TrainConfig(**options)
 
     def test_numbers_of_steps_may_be_those_of_numpy(self) -> None:
-        assert TrainConfig(steps=int(np.int64(3))) == TrainConfig(steps=np.int64(3))
+        steps: Any = np.int64(3)
+        assert TrainConfig(steps=steps) == TrainConfig(steps=3)
         with pytest.raises(ValueError, match="steps must be an integer of 0 or more"):
             TrainConfig(steps=True)
 

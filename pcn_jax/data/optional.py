@@ -14,7 +14,7 @@ def import_data_extra(module: str) -> Any:
       >>> import_data_extra("no_such_module")
       Traceback (most recent call last):
           ...
-      ModuleNotFoundError: no_such_module is not installed: `pip install 'pcn_jax[data]'`.
+      ModuleNotFoundError: no_such_module is not installed: `pip install ...`.
     """
     try:
         return importlib.import_module(module)

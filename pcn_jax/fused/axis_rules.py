@@ -134,8 +134,10 @@ def _along(name: str) -> Rule:
     """For primitives that work along one axis or several, and keep the others."""
 
     def rule(use: Use) -> Sequence[Axis]:
-        along = use.params.get(name, len(use.shapes[0]) - 1)
-        if use.axis in (along if isinstance(along, Sequence) else [along]):
+        rank = len(use.shapes[0])
+        along = use.params.get(name, rank - 1)
+        several = along if isinstance(along, Sequence) else [along]
+        if use.axis in (d % rank for d in several):
             raise mixes(f"{use.equation.primitive!r} runs along the batch axis")
         return [use.axis] * len(use.results)
 
@@ -176,7 +178,8 @@ def _reduce(use: Use) -> Sequence[Axis]:
 
 def _reduce_window(use: Use) -> Sequence[Axis]:
     steps = ("window_dimensions", "window_strides", "base_dilation", "window_dilation")
-    apart = all(use.params[name][use.axis] == 1 for name in steps)
+    given = (use.params[name] for name in steps if name in use.params)
+    apart = all(lengths[use.axis] == 1 for lengths in given)
     if not apart or tuple(use.params["padding"][use.axis]) != (0, 0):
         raise mixes("a window spans several of them")
     return [use.axis] * len(use.results)
@@ -458,10 +461,13 @@ _RULES: dict[str, Rule] = {
         ],
         _before_last(2),
     ),
+    "select_and_gather_add": _reduce_window,  # what pooling is differentiated to
+    "select_and_scatter_add": _reduce_window,
     "triangular_solve": _triangular_solve,
     "fft": _fft,
     "lu_pivots_to_permutation": _before_last(1),
     "sort": _along("dimension"),
+    "approx_top_k": _along("reduction_dimension"),
     "concatenate": _along("dimension"),
     "rev": _along("dimensions"),
     **dict.fromkeys(

@@ -19,7 +19,8 @@ class Loop(NamedTuple):
       alone: Slots that depend on parameters alone.
       sliced: Slots that differ from step to step, but depend neither on what the loop
         carries nor on examples.
-      before: Equations from which those of `alone` follow that are used in the loop.
+      before: Equations from which those of `alone` follow that are used in the loop or
+        returned.
       during: The equations of the loop without them.
       sites: Where parameters meet examples.
     """
@@ -52,13 +53,15 @@ def look_into(
     steady, sliced = _without_carry(body, known, scan)
     alone = inside & (steady | sliced)
     without_examples = {slot for slot, axis in known.items() if axis is None}
-    if not alone or inside & without_examples != alone or alone & {*body.outputs}:
+    carried = body.outputs[: len(body.inputs[scan.carry])]
+    if not alone or inside & without_examples != alone or alone & {*carried}:
         return None
     before = [
         step for step in body.equations if (steady | sliced).issuperset(step.outputs)
     ]
     during = [step for step in body.equations if not alone.issuperset(step.outputs)]
-    used = alone.intersection(itertools.chain(*(step.inputs for step in during)))
+    uses = itertools.chain(body.outputs, *(step.inputs for step in during))
+    used = alone.intersection(uses)
     return Loop(
         equation=equation,
         scan=scan,

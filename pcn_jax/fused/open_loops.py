@@ -12,6 +12,7 @@ matrices. So
    it says what the weight gradients are.
 """
 
+import functools
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -51,8 +52,8 @@ class Opened(NamedTuple):
 def open_loops(program: Program, axes: dict[Slot, Axis], depends: set[Slot]) -> Opened:
     """Opens the loops in which parameters meet examples, where that is possible.
 
-    A loop stays as it is if it carries, or returns, what depends on parameters but not
-    on examples, or if it has no steps.
+    A loop stays as it is if it carries what depends on parameters but not on examples,
+    or if it has no steps.
 
     Args:
       program: The program. Loops whose results have no `axes` are left alone.
@@ -126,6 +127,7 @@ class _Opening:
             along = [0 if slot in self.loop.sliced else None for slot in step.inputs]
             apply = jax.vmap(step.apply, along) if 0 in along else step.apply
             self._append_before(step._replace(apply=apply))
+        self._return_what_has_no_examples()
         broadcast = self._with_an_axis_for_steps()
         for site in self.loop.sites:
             self._take_out(site, broadcast)
@@ -151,6 +153,26 @@ class _Opening:
         )
         if self.opened.depends.intersection(moved.inputs):
             self.opened.depends.update(outputs)
+
+    def _return_what_has_no_examples(self) -> None:
+        """Adds what the loop returns of parameters alone: of all steps it is known."""
+        for inner, slot in self._returned():
+            if inner not in self.loop.alone:
+                continue
+            outer, is_stack = self.outer[inner], inner in self.loop.sliced
+            like = self.opened.program.types[slot]
+            stacked = functools.partial(_stacked, like.shape, is_stack=is_stack)
+            given = self.opened.program.types[outer]
+            name = "copy" if is_stack else "broadcast_in_dim"
+            self.opened.program.equations.append(
+                _of_one(name, outer, slot, given, stacked)
+            )
+
+    def _returned(self) -> list[tuple[Slot, Slot]]:
+        """What the loop stacks up: slots of the body, and of the program."""
+        first = len(self.body.inputs[self.loop.scan.carry])
+        outputs = self.loop.equation.outputs
+        return list(zip(self.body.outputs[first:], outputs[first:], strict=True))
 
     def _given_to_examples(self, slot: Slot, axis: Axis) -> Slot:
         """What the loop carries from its start on, if that is of parameters alone.
@@ -281,7 +303,8 @@ class _Opening:
         inputs = tuple(dict.fromkeys(operands))
         of_steps = {*body.inputs[carry.stop :], *loop.sliced}
         during = body._replace(equations=loop.during, inputs=[])
-        stacked, probes = list(self.stacks), self.probes
+        returned = [x for x in self._returned() if x[0] not in loop.alone]
+        stacked, probes = [x for x, _ in returned] + list(self.stacks), self.probes
         options = {x: loop.equation.params[x] for x in ("length", "reverse", "unroll")}
 
         def apply(*values: Any) -> list[Any]:
@@ -309,16 +332,19 @@ class _Opening:
                     return list(values.values())
 
                 found = evaluate(during._replace(constants=constants), [], add_probes)
-                results = [found[slot] for slot in body.outputs]
-                stacks = [found[slot] for slot in stacked]
-                return results[: len(carried)], results[len(carried) :] + stacks
+                after = [found[slot] for slot in body.outputs[: len(carried)]]
+                return after, [found[slot] for slot in stacked]
 
             again = jax.checkpoint(step) if body.has_checkpoints else step
             start = [known[slot] for slot in body.inputs[carry]]
             last, rest = lax.scan(again, start, (scanned, added), **options)
             return [*last, *rest]
 
-        outputs = (*loop.equation.outputs, *self.stacks.values())
+        outputs = (
+            *loop.equation.outputs[: len(body.inputs[carry])],
+            *(slot for _, slot in returned),
+            *self.stacks.values(),
+        )
         opened = loop.equation._replace(
             operands=tuple(operands),
             literals=(None,) * len(operands),
@@ -329,6 +355,11 @@ class _Opening:
         )
         self.opened.loops.add(outputs)
         self.opened.program.equations.append(opened)
+
+
+def _stacked(shape: tuple[int, ...], x: jax.Array, *, is_stack: bool) -> jax.Array:
+    """What all steps return together, where each returns the same or its slice."""
+    return x if is_stack else jnp.broadcast_to(x[None], shape)
 
 
 def _of_one(

@@ -90,7 +90,15 @@ def trace(
     program = flatten(closed)
     counted = jax.tree.leaves((inputs, labels))
     if any(jnp.shape(x)[:1] != jnp.shape(labels) for x in counted):
-        raise NotProvenError("not all inputs have the examples on their first axis")
+        where = ", ".join(
+            jax.tree_util.keystr(path)
+            for path, x in jax.tree_util.tree_leaves_with_path(inputs)
+            if jnp.shape(x)[:1] != jnp.shape(labels)
+        )
+        raise NotProvenError(
+            f"{where or 'labels'} have no examples on their first axis: what is of all "
+            "examples goes behind the labels"
+        )
     number = len(jax.tree.leaves(params))
     axes = [
         *[None] * number,
