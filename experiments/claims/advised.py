@@ -189,12 +189,15 @@ def draw(
 
 
 def _table_below(recalls: Mapping[str, Recalls], when: str) -> str:
+    rules = set().union(*recalls.values())
+    complete = {setup: found for setup, found in recalls.items() if rules <= {*found}}
     rows = [
         [ALGORITHMS[rule].label, *below]
-        for rule, below in below_the_best(recalls).items()
+        for rule, below in below_the_best(complete).items()
     ]
     table = tabulate(rows, ["", "on average", "at most", "on"], tablefmt="github")
-    return f"Macro recall {when} below the best of a set-up:\n\n{table}"
+    where = f"one of the {len(complete)} set-ups on which all rules were run"
+    return f"Macro recall {when} below the best of {where}:\n\n{table}"
 
 
 def averages(recalls: Mapping[str, Recalls], when: str) -> str:
@@ -243,7 +246,7 @@ def _on(
             asserted=asserted,
         )
     ]
-    if rules is COMPARED:
+    if rules is COMPARED and "sgd" in found:
         more = difference(found[one], found["sgd"])
         effects.append(
             Effect.of(
