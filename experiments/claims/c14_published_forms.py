@@ -207,7 +207,7 @@ def _draw(pairs: _Pairs) -> Figure:
                 recall = macro_recall(curves)
                 band(axis, curves.steps, recall, algorithm, label=called, line=line)
             log_steps(axis, pair.papers.steps)
-            axis.set_title(f"{name}, {setup}", loc="left", fontweight="bold")
+            axis.set_title(f"{name}\n{setup}", loc="left", fontweight="bold")
             axis.set_xlabel("step")
         legend_beside(figure)
         figure.supylabel("macro recall", fontsize=8)
