@@ -38,7 +38,7 @@ _PAIRS: tuple[tuple[AlgorithmName, AlgorithmName], ...] = (
     ("pcnsgd+o", "sgd+la"),
 )
 """Compared on average: with the baselines to beat, and with and without clipping."""
-_MUCH = 0.05
+MUCH = 0.05
 """Macro recall by which a rule that we advise may be below the best."""
 
 Recalls = Mapping[AlgorithmName, np.ndarray]
@@ -188,6 +188,39 @@ def draw(
     return draw_dots(panels, in_a_row=in_a_row, what=what)
 
 
+def near_the_best(
+    what: str,
+    found: Mapping[Rule, np.ndarray],
+    one: Rule,
+    label: Callable[[Rule], str],
+    *,
+    asserted: bool = True,
+) -> Effect:
+    """Whether a rule is not much worse than the best of the others.
+
+    Args:
+      what: What is compared.
+      found: That of each rule, `[S]`.
+      one: The rule.
+      label: What a rule is called.
+      asserted: Whether a check fails without it.
+    """
+    others = [rule for rule in found if rule != one]
+    best = max(others, key=lambda rule: float(found[rule].mean()))
+    less = difference(found[one], found[best])
+    return Effect.of(
+        f"{what} of {label(one)} minus that of the best of {len(others)} others, "
+        f"{label(best)}: {less}, at most {MUCH} below",
+        less.is_above(-MUCH),
+        asserted=asserted,
+    )
+
+
+def label_of(name: AlgorithmName) -> str:
+    """What a rule is called."""
+    return ALGORITHMS[name].label
+
+
 def _table_below(recalls: Mapping[str, Recalls], when: str) -> str:
     rules = set().union(*recalls.values())
     complete = {setup: found for setup, found in recalls.items() if rules <= {*found}}
@@ -234,16 +267,10 @@ def _on(
     asserted: bool,
 ) -> list[Effect]:
     label = ALGORITHMS[one].label
-    others = [name for name in rules if name != one and name in found]
-    best = max(others, key=lambda name: float(found[name].mean()))
-    less = difference(found[one], found[best])
+    compared = {name: recall for name, recall in found.items() if name in rules}
     effects = [
-        Effect.of(
-            f"{setup}: macro recall of {label} minus that of the best of "
-            f"{len(others)} others, {ALGORITHMS[best].label}: {less}, at most {_MUCH} "
-            "below",
-            less.is_above(-_MUCH),
-            asserted=asserted,
+        near_the_best(
+            f"{setup}: macro recall", compared, one, label_of, asserted=asserted
         )
     ]
     if rules is COMPARED and "sgd" in found:

@@ -39,8 +39,6 @@ SETUPS_OF: dict[Size, tuple[str, ...]] = {
         "digits-halves-resnet32",
     ),
 }
-_MUCH = 0.05
-"""Macro recall by which the one rule may be below the best of all."""
 _NOTES = """\
 Macro recall over training is the mean over the log-spaced measurements after the start.
 Each line has its own learning rate, from the same search. Rates that work: those of the
@@ -157,7 +155,7 @@ def find(size: Size) -> Finding:
         rows += [
             [
                 setup,
-                _label(*key),
+                _label(key),
                 best_rate(Variant(*key, {}).of(SETUPS[setup]).name, key[1]),
                 rates_that_work(Variant(*key, {}).of(SETUPS[setup]).name, key[1]),
                 *(spread(MACRO_RECALLS[what](curves)) for what in (_OVER, _END)),
@@ -231,11 +229,12 @@ def _effects(setup: str, runs: _Runs) -> list[Effect]:
         found = {k: measure(c) for k, c in runs.items() if k[0] not in _OPTIMIZERS}
         as_they_come = {key: x for key, x in found.items() if not _oversampled(*key)}
         effects += [
-            _near_the_best(f"{setup}: macro recall {what}", found, _ONE),
-            _near_the_best(
+            advised.near_the_best(f"{setup}: macro recall {what}", found, _ONE, _label),
+            advised.near_the_best(
                 f"{setup}, batches as the data come: macro recall {what}",
                 as_they_come,
                 _AS_THEY_COME,
+                _label,
             ),
         ]
     over = MACRO_RECALLS[_OVER]
@@ -246,9 +245,9 @@ def _effects(setup: str, runs: _Runs) -> list[Effect]:
             less = difference(over(runs[key]), over(runs["", key[1]]))
             effects.append(
                 Effect.of(
-                    f"{setup}: macro recall {_OVER} of {_label(*key)} minus that of "
-                    f"{_label('', key[1])}: {less}, at most {_MUCH} below",
-                    less.is_above(-_MUCH),
+                    f"{setup}: macro recall {_OVER} of {_label(key)} minus that of "
+                    f"{_label(('', key[1]))}: {less}, at most {advised.MUCH} below",
+                    less.is_above(-advised.MUCH),
                 )
             )
     end, baseline = MACRO_RECALLS[_END], _BEHIND[0]
@@ -258,9 +257,9 @@ def _effects(setup: str, runs: _Runs) -> list[Effect]:
             less = difference(end(runs[one]), end(runs[other]))
             effects.append(
                 Effect.of(
-                    f"{setup}: macro recall {_END} of {_label(*one)} minus that of "
-                    f"{_label(*other)}: {less}, at most {_MUCH} below",
-                    less.is_above(-_MUCH),
+                    f"{setup}: macro recall {_END} of {_label(one)} minus that of "
+                    f"{_label(other)}: {less}, at most {advised.MUCH} below",
+                    less.is_above(-advised.MUCH),
                     asserted=False,
                 )
             )
@@ -269,18 +268,6 @@ def _effects(setup: str, runs: _Runs) -> list[Effect]:
 
 def _oversampled(label: str, algorithm: AlgorithmName) -> bool:
     return label == _OVERSAMPLED or ALGORITHMS[algorithm].sampler == _OVERSAMPLED
-
-
-def _near_the_best(what: str, found: Mapping[_Key, np.ndarray], one: _Key) -> Effect:
-    """Whether a rule is not much worse than the best of the others."""
-    others = [key for key in found if key != one]
-    best = max(others, key=lambda key: float(found[key].mean()))
-    less = difference(found[one], found[best])
-    return Effect.of(
-        f"{what} of {_label(*one)} minus that of the best of {len(others)} others, "
-        f"{_label(*best)}: {less}, at most {_MUCH} below",
-        less.is_above(-_MUCH),
-    )
 
 
 def _below(
@@ -301,9 +288,9 @@ def _least(studies: Mapping[str, _Runs]) -> Effect:
     least = min(others, key=lambda key: float(worst[key].mean()))
     less = difference(worst[_ONE], worst[least])
     return Effect.of(
-        f"Of {len(worst)} rules that were run on all set-ups, how far {_label(*_ONE)} "
+        f"Of {len(worst)} rules that were run on all set-ups, how far {_label(_ONE)} "
         "is below the best where it is most so, over training or at the end, minus "
-        f"that of the least of the others, {_label(*least)}: {less}, below 0",
+        f"that of the least of the others, {_label(least)}: {less}, below 0",
         less.is_below(0),
         asserted=False,  # of the few set-ups of the fast study
     )
@@ -325,7 +312,7 @@ def _as_usual(key: _Key) -> bool:
 
 def _table_of_all_below(below: _AllBelow) -> str:
     rows = [
-        [_label(*key), *(x for what in (_OVER, _END) for x in below[what][key])]
+        [_label(key), *(x for what in (_OVER, _END) for x in below[what][key])]
         for key in below[_OVER]
     ]
     head = ["", _OVER, "at most", "on", _END, "at most", "on"]
@@ -362,7 +349,8 @@ def _made_twice(studies: Mapping[str, _Runs]) -> str:
     )
 
 
-def _label(label: str, algorithm: AlgorithmName) -> str:
+def _label(key: _Key) -> str:
+    label, algorithm = key
     name = ALGORITHMS[algorithm].label
     return f"{name}, {label}" if label else name
 
@@ -372,7 +360,7 @@ def _draw(studies: Mapping[str, _Runs]) -> Figure:
     everywhere = set.intersection(*(set(runs) for runs in studies.values()))
     panels = {
         setup: [
-            Dot(_label(*key), key[1], interval(over(curves)), float(end(curves).mean()))
+            Dot(_label(key), key[1], interval(over(curves)), float(end(curves).mean()))
             for key, curves in runs.items()
             if key in everywhere
         ]
