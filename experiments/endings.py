@@ -25,8 +25,7 @@ from pcn_jax.training import (
     plain,
 )
 
-LONGER, DECAYED = "ten times as long", "cosine decay"
-PLANS = ("constant rate", LONGER, DECAYED)
+PLANS = CONSTANT, LONGER, DECAYED = "constant rate", "ten times as long", "cosine decay"
 """What becomes of the steps and of the schedule of a set-up."""
 
 

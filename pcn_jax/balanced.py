@@ -92,9 +92,9 @@ def pcn_value_and_grad(
         d = Σ_l w_l g_l,    w_l = 1 / ‖g_l‖
 
     Imitates `jax.value_and_grad`, and costs about as much under `jax.jit` (without it
-    the loss is traced anew at each call): the class gradients `g_l` are never made,
-    only measured. What comes out is shaped like the parameters, so any
-    optax optimizer follows it. It is what `per_class_value_and_grad`,
+    the loss is traced anew at each call): the class gradients `g_l` are measured,
+    without a backward pass for each. What comes out is shaped like the parameters, so
+    any optax optimizer follows it. It is what `per_class_value_and_grad`,
     `scale_by_class_norm` and `sum_over_classes` give together, with other weights what
     the other links give.
 
@@ -200,8 +200,7 @@ def pcn_value_and_grad(
         given = jax.tree.map(_on_device, (params, examples, groups, *arrays))
         if path != "masked":
             try:
-                of_arrays_only = _with_arrays_beside(losses_fn)
-                traced = tracing.trace(of_arrays_only, *given, freeze=path == "frozen")
+                traced = _trace(losses_fn, given, path)
             except NotProvenError as reason:
                 _masked_instead(reason, path)
             else:
@@ -275,8 +274,7 @@ def pcn_plan(
         try:
             examples = {"inputs": inputs, "labels": labels}
             given = params, examples, groups, *arrays
-            of_arrays_only = _with_arrays_beside(losses_fn)
-            traced = tracing.trace(of_arrays_only, *given, freeze=path == "frozen")
+            traced = _trace(losses_fn, given, path)
         except NotProvenError as reason:
             return Plan("masked", str(reason), ())
         choices = gradients.choices_of(
@@ -319,21 +317,23 @@ def _grouped(loss_fn: LossFn, has_aux: bool) -> LossFn:
     return losses_fn
 
 
-def _with_arrays_beside(losses_fn: LossFn) -> LossFn:
-    """The same, where what it returns besides has to go through a trace."""
+def _trace(
+    losses_fn: LossFn, given: tuple[Any, ...], path: Path | None
+) -> tracing.Traced:
+    """Understands a loss function, whose auxiliary output goes through a trace, too."""
 
     def checked(*given: Any) -> tuple[jax.Array, Any]:
         losses, aux = losses_fn(*given)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(aux):
+        for key, leaf in jax.tree_util.tree_leaves_with_path(aux):
             if not (hasattr(leaf, "dtype") or isinstance(leaf, numbers.Number)):
                 raise ValueError(
                     "The auxiliary output must hold arrays, got "
-                    f"{describe(leaf)} at aux{jax.tree_util.keystr(path)}: leave it "
+                    f"{describe(leaf)} at aux{jax.tree_util.keystr(key)}: leave it "
                     "out, or pass path='masked'."
                 )
         return losses, aux
 
-    return checked
+    return tracing.trace(checked, *given, freeze=path == "frozen")
 
 
 def _masked_instead(reason: NotProvenError, path: Path | None) -> None:

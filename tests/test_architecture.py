@@ -100,15 +100,17 @@ def test_importing_the_library_imports_none_of_the_extras() -> None:
 
 
 def test_no_module_imports_what_imports_it() -> None:
-    paths = [p for top in PACKAGES for p in (ROOT.parent / top).rglob("*.py")]
-    names = {".".join(p.relative_to(ROOT.parent).with_suffix("").parts) for p in paths}
-    assert "pcn_jax.training.config" in names
+    modules = {
+        ".".join(path.relative_to(ROOT.parent).with_suffix("").parts): path
+        for package in PACKAGES
+        for path in (ROOT.parent / package).rglob("*.py")
+    }
+    assert "pcn_jax.training.config" in modules
     graph = {}
-    for path in paths:
-        name = ".".join(path.relative_to(ROOT.parent).with_suffix("").parts)
+    for module, path in modules.items():
         found = imports(path)
         found |= {name.rpartition(".")[0] for name in found}
-        graph[name] = found & names - {name}
+        graph[module] = found & modules.keys() - {module}
     graphlib.TopologicalSorter(graph).prepare()  # raises a CycleError
 
 

@@ -266,7 +266,6 @@ def _on(
     rules: Sequence[AlgorithmName],
     asserted: bool,
 ) -> list[Effect]:
-    label = ALGORITHMS[one].label
     compared = {name: recall for name, recall in found.items() if name in rules}
     effects = [
         near_the_best(
@@ -277,7 +276,8 @@ def _on(
         more = difference(found[one], found["sgd"])
         effects.append(
             Effect.of(
-                f"{setup}: macro recall of {label} minus that of SGD: {more}, above",
+                f"{setup}: macro recall of {label_of(one)} minus that of SGD: {more}, "
+                "above",
                 more.is_above(0),
                 asserted=asserted,
             )

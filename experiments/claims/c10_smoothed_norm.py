@@ -56,6 +56,7 @@ measurements."""
 _SETTLED, _ERROR = 100, 0.1
 """The step from which on p is looked at, and how wrong an estimate of it may be."""
 _NOISY = 1.1
+"""How many times the true one the squared norm of small batches is at least."""
 _BIAS = 0.05
 """How far what was drawn may be from its expectation."""
 _MUCH = 0.05

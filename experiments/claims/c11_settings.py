@@ -321,25 +321,25 @@ def _table_of_all_below(below: _AllBelow) -> str:
 
 def _made_twice(studies: Mapping[str, _Runs]) -> str:
     """How far runs that C12 has made again, with the same rate and seeds, differ."""
+    pairs = {}
+    for setup, runs in studies.items():
+        early = stopping_early(SETUPS[setup])
+        for name, again in collect(early, "full", algorithms=advised.COMPARED).items():
+            first = runs["", name]
+            if first.learning_rate == again.learning_rate:
+                pairs[f"{advised.label_of(name)} on {setup}"] = first, again
     parts = []
     for what, measure in MACRO_RECALLS.items():
-        pairs = {}
-        for setup, runs in studies.items():
-            others = collect(
-                stopping_early(SETUPS[setup]), "full", algorithms=advised.COMPARED
-            )
-            for name, other in others.items():
-                one = runs["", name]
-                if one.learning_rate == other.learning_rate:
-                    again = measure(other)
-                    means = measure(one)[: len(again)].mean(), again.mean()
-                    pairs[f"{ALGORITHMS[name].label} on {setup}"] = means
-        apart = {rule: abs(one - other) for rule, (one, other) in pairs.items()}
+        means = {}
+        for rule, pair in pairs.items():
+            here, there = map(measure, pair)
+            means[rule] = here[: len(there)].mean(), there.mean()
+        apart = {rule: abs(here - there) for rule, (here, there) in means.items()}
         most = max(apart, key=apart.__getitem__)
-        one, other = pairs[most]
+        here, there = means[most]
         parts.append(
             f"{what} by {np.mean(list(apart.values())):.3f} on average, and at most "
-            f"between {one:.3f} here and {other:.3f} there, of {most}"
+            f"between {here:.3f} here and {there:.3f} there, of {most}"
         )
     return (
         f"{len(pairs)} of these rules have the same rate in C12, whose runs were made "

@@ -41,15 +41,16 @@ _FEWER: dict[str, tuple[AlgorithmName, ...]] = {
 }
 """Where the others of `advised.COMPARED` were not run."""
 _LATER = ("animals-vehicles-mlp", "automobile-truck-cnn", "digits-halves-resnet32")
-"""Set-ups at whose runs nobody had looked when PCNSGD+O was advised."""
+"""Set-ups that were run with a decaying rate only after PCNSGD+O was advised; their
+runs at a constant rate, of C11 and C12, were known."""
 _OPTIMIZER = OptimizerConfig(momentum=0.9, schedule="cosine")
 _NOTES = """\
 The optimizer is SGD with a momentum of 0.9 behind the sum over classes, and the
 learning rate decays to zero by a cosine over the steps of the set-up. The rate from
 which it decays is that with the best macro recall on validation data at the last step,
 on the same grid as elsewhere. PCNSGD+O is advised since a look at the runs of C12 and
-at these of the first six MLPs; those on animals and vehicles, of the CNN and of the
-ResNet-32 were made after that. In the figure a dot has its interval and is of the last
+at these of six MLPs; those on animals and vehicles, of the CNN and of the ResNet-32
+were made after that. In the figure a dot has its interval and is of the last
 step, a ring is the mean over training."""
 
 
@@ -98,7 +99,7 @@ def find(size: Size) -> Finding:
         recalls, "at the end", tabulate(rows, head, tablefmt="github")
     )
     if later := {name: recalls[name] for name in _LATER if name in recalls}:
-        when = "at the end, of what was run after PCNSGD+O was advised"
+        when = "at the end, of what was so run only after PCNSGD+O was advised"
         table = f"{table}\n\n{advised.averages(later, when)}"
     return Finding(
         title=TITLE,

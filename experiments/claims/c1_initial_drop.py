@@ -73,6 +73,7 @@ def find(size: Size) -> Finding:
         "fall of recall at first",
         "in all",
     ]
+    slowly = f"; GD and SGD are those{at}, as the gradient flows" if at else ""
     return Finding(
         title=TITLE,
         effects=effects,
@@ -82,12 +83,7 @@ def find(size: Size) -> Finding:
         "than were run where it is not. At first: in the first tenth of the run. In "
         "all, recall falls under PCNGD, too: late and slowly, of nets that guess the "
         "minority nearly always before they are trained. The figure is cut off at 3.5 "
-        "times the loss at the start"
-        + (
-            f"; GD and SGD are those{at}, where they follow the flow of the gradient."
-            if at
-            else "."
-        ),
+        f"times the loss at the start{slowly}.",
     )
 
 

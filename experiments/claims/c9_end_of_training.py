@@ -12,7 +12,14 @@ from tabulate import tabulate
 
 from experiments.claims.finding import Effect, Finding, Size
 from experiments.claims.measures import drop_depth, macro_recall, rates_that_work
-from experiments.endings import DECAYED, LONGER, PLANS, Ending, measure_endings
+from experiments.endings import (
+    CONSTANT,
+    DECAYED,
+    LONGER,
+    PLANS,
+    Ending,
+    measure_endings,
+)
 from experiments.experiment import SETUPS
 from experiments.figures import COLOURS, LINES, STYLE, band, log_steps
 from experiments.intervals import (
@@ -51,7 +58,6 @@ ENDINGS_OF: dict[Size, tuple[str, ...]] = {
 """Set-ups on which training ends at several rates, lengths and schedules."""
 _TENTH = 0.1
 _HALF, _FEW = 0.5, 0.05
-_SHORT = PLANS[0]
 _NO_LOSS = 1e-8
 """Where lower losses are drawn."""
 _HEADING = f"""\
@@ -214,7 +220,7 @@ def _effects_of_endings(endings: Mapping[str, Sequence[Ending]]) -> list[Effect]
             )
         )
     for name in SETTLING:
-        of = [e for e in everywhere if e.algorithm == name and e.plan != _SHORT]
+        of = [e for e in everywhere if e.algorithm == name and e.plan != CONSTANT]
         effects.append(
             Effect.of(
                 f"{ALGORITHMS[name].label} loses a class again in {_count(of)} long "
@@ -272,7 +278,7 @@ def _draw(
             for axis, plan in zip(row[1:], PLANS, strict=False):
                 _draw_endings(axis, [e for e in endings[setup] if e.plan == plan])
                 axis.set_title(plan, loc="left", fontweight="bold")
-                axis.set_ylabel("late loss" if plan == PLANS[0] else "")
+                axis.set_ylabel("late loss" if plan == CONSTANT else "")
         lines = axes[0][0].get_legend_handles_labels()
         figure.legend(*lines, loc="outside right upper")
     return figure
