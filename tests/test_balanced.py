@@ -1,6 +1,7 @@
 """The balanced gradient: what the explicit class gradients give, by another way."""
 
 import functools
+import math
 import warnings
 from typing import Any
 
@@ -196,6 +197,22 @@ class TestEquality:
     ) -> None:
         monkeypatch.setattr(gradients, "block_size", lambda *_: block)
         monkeypatch.setattr(gradients, "_MANY_NUMBERS", 0)
+        assert_as_by_a_chain(name)
+
+    @pytest.mark.parametrize(
+        "name", ["mlp", "attention", "conv", "recurrent", "one layer again", "frames"]
+    )
+    def test_rows_group_by_group(
+        self, name: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for other in ("_cost_of_pairs", "_cost_of_masks"):
+            monkeypatch.setattr(plan, other, lambda *_, **__: math.inf)
+        case = EVERY[name]
+        chosen = pcn_jax.pcn_plan(case.loss, NUM_CLASSES)(
+            case.params, case.inputs, LABELS
+        )
+        assert "at once" in str(chosen)
+        assert "pairs" not in str(chosen)
         assert_as_by_a_chain(name)
 
     @pytest.mark.parametrize("path", ["fused", "masked"])

@@ -42,7 +42,7 @@ def traced(case: Case) -> tracing.Traced:
         (
             "one layer again",
             {
-                "['block']['mlp']['kernel']": "rows",
+                "['block']['mlp']['kernel']": "pairs",
                 "['block']['mlp']['bias']": "examples",
                 "['block']['norm']['scale']": "examples",
                 "['block']['norm']['shift']": "examples",

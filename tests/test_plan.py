@@ -55,7 +55,7 @@ def test_of_a_long_function_of_parameters_alone() -> None:
         ("conv", {"rows", "pairs", "examples"}),
         ("more weights than positions", {"pairs", "examples"}),
         ("one matrix each", {"rows"}),
-        ("recurrent", {"rows", "pairs", "examples"}),
+        ("recurrent", {"pairs", "examples"}),
         ("shared", {"masked", "pairs", "examples"}),
         ("learned token", {"pairs", "examples"}),
         ("latents", {"pairs", "examples"}),
@@ -71,7 +71,7 @@ def test_every_way_is_taken_somewhere(name: str, ways: set[str]) -> None:
     ("size", "width", "num_classes", "way"),
     [
         (1024, 32, 2, "masked"),  # two narrow products are no slower than one
-        (1024, 32, 10, "rows, 64 at once"),
+        (1024, 32, 10, "rows, 16 at once"),  # in all 1.03 plain gradients; 64: 1.5
         (1024, 512, 10, "pairs"),
         (2, 32, 10, "pairs"),
     ],

@@ -23,9 +23,11 @@ _VIEWS = {
 }
 _RAM_COST, _CACHE_COST = 60, 10
 """Of reading and writing one number there, in multiplications."""
+_SPILL_COST = 25
+"""Of one that a smaller group would have kept near."""
 _CACHE_SIZE, _NEAR_CACHE_SIZE = 2**22, 2**16
 """Numbers that stay in a cache for long, and from one step of a loop to the next."""
-_CPU_STEP_COST = 500_000
+_CPU_STEP_COST = 100_000
 """Of a step of a loop, besides what it does."""
 _NARROW = 64
 """Columns below which a product of matrices takes no less time."""
@@ -99,20 +101,19 @@ def choose(
     all_rows = num_rows * weights
     at_once = _group_size(site, num_rows)
     cost = _cost_of_groups(site, num_rows, at_once)
-    if stacked or all_rows <= max(size * _operands(site), _CACHE_SIZE):
+    if stacked or classes * weights <= max(size * _operands(site), _CACHE_SIZE):
         explicit = Choice("rows", at_once)
         if site.kind == "dense" and site.tokens == 1:
             masked = _cost_of_masks(site, num_rows)
             if masked < cost:
                 explicit, cost = Choice("masked"), masked
-        cost += 2 * all_rows * _of(all_rows)  # they are made, measured and added up
+        cost += all_rows * _of(all_rows)  # they are measured and added up
     else:
         explicit = Choice("stream", at_once)
         cost += size * site.tokens * weights  # the weight gradient, once more
     if site.kind == "product" or keep_rows:
         return explicit
-    partners = size if with_gramian else min(_TAIL * size // classes, size // 2)
-    pairs = size * partners * _products_of_a_pair(site)
+    pairs = _cost_of_pairs(site, num_rows, classes, of_all_rows=with_gramian)
     return Choice("pairs") if pairs <= cost else explicit
 
 
@@ -166,13 +167,11 @@ def _cost_of_groups(site: Site, num_rows: int, at_once: int) -> int:
     """
     weights, operands = math.prod(site.param_shape), _operands(site)
     passes = site.size // at_once + num_rows
-    filling = num_rows * (at_once - 1) * site.tokens // 2
+    filled = site.contracted * max(weights // site.contracted, _NARROW)
+    filling = num_rows * (at_once - 1) * site.tokens // 2 * filled
     spills = at_once * operands > _NEAR_CACHE_SIZE >= operands
-    more = site.size * operands * _CACHE_COST if spills else 0
-    step = (
-        _CPU_STEP_COST if site.tokens == 1 else 0
-    )  # elsewhere a group is long by itself
-    return passes * (weights * _of(weights) + step) + filling * weights + more
+    more = site.size * operands * _SPILL_COST if spills else 0
+    return passes * (weights * _of(weights) + _CPU_STEP_COST) + filling + more
 
 
 def _cost_of_masks(site: Site, num_rows: int) -> int:
@@ -181,6 +180,21 @@ def _cost_of_masks(site: Site, num_rows: int) -> int:
     columns = num_rows * features
     more = max(columns, _NARROW) - max(features, _NARROW)
     return site.size * (more * site.contracted + columns * _CACHE_COST)
+
+
+def _cost_of_pairs(
+    site: Site, num_rows: int, num_classes: int, *, of_all_rows: bool
+) -> int:
+    """The same of the inner products of examples of one class, or of any two.
+
+    By symmetry an example meets half of its class, and the rest of its block.
+    """
+    size, of_a_pair = site.size, _products_of_a_pair(site)
+    block = block_size(size, num_rows, site.tokens, [site])
+    if of_all_rows or block == size:
+        return size**2 * of_a_pair
+    partners = min(_TAIL * size // num_classes, size) // 2 + block
+    return size * partners * (of_a_pair + _CPU_STEP_COST // block**2)
 
 
 def _operands(site: Site) -> int:
