@@ -4,7 +4,7 @@ import dataclasses
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import chex
 import jax
@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from benchmarks.cases import Net
 from experiments import train
 from pcn_jax.training import make_train, read_run
 
@@ -155,3 +156,28 @@ def headings(page: Path) -> set[str]:
     text = page.read_text(encoding="utf-8")
     titles = re.findall(r"^#+ (.+)$", text, flags=re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", x).lower().replace(" ", "-") for x in titles}
+
+
+def test_the_table_of_costs_is_that_of_the_benchmark() -> None:
+    """From the least to the most of the ratios of each net, with one digit."""
+    path = ROOT / "docs/benchmarks/gradients.json"
+    cases = json.loads(path.read_text(encoding="utf-8"))["cases"].values()
+
+    def span(method: str, net: str | None = None) -> str:
+        ratios = [
+            np.median(np.divide(times[: len(plain)], plain[: len(times)]))
+            for case in cases
+            if net in (None, case["case"]["net"]) and method in case["methods"]
+            for plain in [case["methods"]["jax: plain"]["ms"]]
+            for times in [case["methods"][method]["ms"]]
+        ]
+        shown = (f"{x:.1f}" for x in (min(ratios), max(ratios))) if ratios else ()
+        return " to ".join(dict.fromkeys(shown))
+
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    table = text[text.index("| net |") :].split("\n\n")[0]
+    assert [row[1:] for row in map(cells, table.splitlines()[2:])] == [
+        [span("jax: fused", net), span("jax: fused, smoothed norm", net)]
+        for net in get_args(Net)
+    ]
+    assert f"[{span('jax: fused')} times as long as a plain one]" in text

@@ -45,6 +45,11 @@ class ClassLayout(NamedTuple):
         return len(self.counts)
 
     @property
+    def num_wholes(self) -> int:
+        """The most classes of which the rows are halves; or `R`."""
+        return -(-self.num_rows // 2) if self.by_halves else self.num_rows
+
+    @property
     def size(self) -> int:
         """`B`, the examples of the batch."""
         return len(self.order)

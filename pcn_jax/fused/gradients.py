@@ -268,7 +268,7 @@ def _sums(
             for site, _, _ in ways["pairs"]
             if (site.size, site.tokens) == (size, tokens)
         ]
-        block = block_size(size, layout.num_rows, tokens, sites)
+        block = block_size(size, layout.num_wholes, tokens, sites)
         of_pairs = pairs.pair_sums(alike, *_places(size, weights, layout), block)
         found.append(strategies.RowSums(of_pairs.squares, of_pairs.halves))
         singles += of_pairs.singles
