@@ -146,7 +146,7 @@ _NOT_RUN = """## Not run
 - VGG16 and ResNet18 but in C8, and there GD, PCNGD, PCNSGD+R and what ends in +LA: they
   want an accelerator. Learning rates below 0.001 where that is the best (see C8).
 - CIFAR-100; animals against vehicles, horse against deer and five classes but in C8
-  and C11 to C13. In C13 the CNN's SGD, SGD+O, PCNSGD, PCNSGD+O+LA and +split.
+  and C11 to C13.
 - The published form of +R and the published step-size rule of PCNGD but in C14;
   full-batch PCNGD to the end of training.
 - The two halves of a class against all pairs of its examples in training: their spread

@@ -183,7 +183,7 @@ def test_variants_of_set_ups_have_known_learning_rates(size: Size) -> None:
         for setup in stopped.SETUPS_OF[size]
     ]
     searched += [
-        (decaying.decaying(SETUPS[setup]), decaying.compared(setup, size))
+        (decaying.decaying(SETUPS[setup]), decaying.COMPARED[size])
         for setup in decaying.SETUPS_OF[size]
     ]
     for variant, algorithms in searched:

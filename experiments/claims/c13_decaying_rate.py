@@ -35,11 +35,10 @@ SETUPS_OF: dict[Size, tuple[str, ...]] = {
         "digits-halves-resnet32",
     ),
 }
-_SOME: tuple[AlgorithmName, ...] = ("sgd", "sgd+la", "pcnsgd+o", "pcnsgd+o+clip")
-_FEWER: dict[str, tuple[AlgorithmName, ...]] = {
-    "automobile-truck-cnn": ("sgd+rw", "sgd+la", "pcnsgd+o", "pcnsgd+o+clip"),
+COMPARED: dict[Size, tuple[AlgorithmName, ...]] = {
+    "fast": ("sgd", "sgd+la", "pcnsgd+o", "pcnsgd+o+clip"),
+    "full": advised.COMPARED,
 }
-"""Where the others of `advised.COMPARED` were not run."""
 _LATER = ("animals-vehicles-mlp", "automobile-truck-cnn", "digits-halves-resnet32")
 """Set-ups that were run with a decaying rate only after PCNSGD+O was advised; their
 runs at a constant rate, of C11 and C12, were known."""
@@ -64,7 +63,7 @@ def find(size: Size) -> Finding:
       The finding.
     """
     studies = {
-        name: collect(decaying(SETUPS[name]), size, algorithms=compared(name, size))
+        name: collect(decaying(SETUPS[name]), size, algorithms=COMPARED[size])
         for name in SETUPS_OF[size]
     }
     recalls = {
@@ -115,16 +114,6 @@ def find(size: Size) -> Finding:
         notes=_NOTES,
         of_all=True,
     )
-
-
-def compared(setup: str, size: Size) -> tuple[AlgorithmName, ...]:
-    """What is compared on a set-up.
-
-    Args:
-      setup: The name of one of `SETUPS`.
-      size: Of the study.
-    """
-    return _SOME if size == "fast" else _FEWER.get(setup, advised.COMPARED)
 
 
 def decaying(setup: Experiment) -> Experiment:
