@@ -29,7 +29,8 @@ oldest: ## The tests of the core with the oldest versions that setup.cfg allows.
 	.venv-oldest/bin/uv pip install --quiet --python .venv-oldest/bin/python \
 		--resolution lowest-direct --editable '.[dev]'
 	.venv-oldest/bin/pytest --numprocesses 2 --dist worksteal pcn_jax $(patsubst %,tests/test_%.py,\
-		balanced class_gradients example_axis frozen known_labels loops samplers transforms)
+		balanced balanced_errors class_gradients example_axis frozen interactions \
+		known_labels loops samplers transforms)
 
 # The algorithms share programs, such as those that measure: each is compiled once.
 effects: export JAX_COMPILATION_CACHE_DIR = $(CURDIR)/runs/compiled

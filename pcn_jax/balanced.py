@@ -322,8 +322,8 @@ def _trace(
 ) -> tracing.Traced:
     """Understands a loss function, whose auxiliary output goes through a trace, too."""
 
-    def checked(*given: Any) -> tuple[jax.Array, Any]:
-        losses, aux = losses_fn(*given)
+    def checked(*arguments: Any) -> tuple[jax.Array, Any]:
+        losses, aux = losses_fn(*arguments)
         for key, leaf in jax.tree_util.tree_leaves_with_path(aux):
             if not (hasattr(leaf, "dtype") or isinstance(leaf, numbers.Number)):
                 raise ValueError(

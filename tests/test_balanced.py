@@ -1,8 +1,6 @@
 """The balanced gradient: what the explicit class gradients give, by another way."""
 
-import functools
 import math
-import warnings
 from typing import Any
 
 import chex
@@ -11,108 +9,30 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from balanced_by_chain import (
+    EVERY,
+    LINKS,
+    assert_as_by_a_chain,
+    assert_close,
+    explicit,
+    fused,
+    reference_of,
+)
 from fused_losses import (
     CASES,
-    INTERACTING,
     LABELS,
-    MIXTURES,
-    MLP,
     NUM_CLASSES,
-    STATISTICS,
     Case,
     cross_entropy,
-    dense,
     in_float64,
-    mixed_inputs,
     mlp,
     normal,
 )
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from loop_losses import OPENED
 
 import pcn_jax
 from pcn_jax import pcn_value_and_grad, weights
 from pcn_jax.fused import gradients, plan
-
-EVERY = CASES | OPENED
-LINKS = {
-    "norm": ([pcn_jax.scale_by_class_norm()], weights.inverse_norm()),
-    "clipping": (
-        [pcn_jax.clip_by_class_norm(0.5)],
-        weights.inverse_clipped_norm(0.5),
-    ),
-    "clipping of each class": (
-        [pcn_jax.clip_by_class_norm(np.geomspace(0.05, 5, NUM_CLASSES))],
-        weights.inverse_clipped_norm(np.geomspace(0.05, 5, NUM_CLASSES)),
-    ),
-    "frequency": (
-        [pcn_jax.scale_by_class_frequency()],
-        weights.inverse_frequency(),
-    ),
-    "alignment": (
-        [
-            pcn_jax.scale_by_class_norm(),
-            pcn_jax.scale_by_class_alignment(min_alignment=0.2),
-        ],
-        weights.inverse_aligned_norm(min_alignment=0.2),
-    ),
-    "any weights": (
-        [pcn_jax.scale_by_class_weights(weights.inverse_aligned_norm())],
-        weights.inverse_aligned_norm(),
-    ),
-}
-
-
-def explicit(
-    case: Case, links: Any, labels: Any = LABELS, num_classes: int = NUM_CLASSES
-) -> tuple[pcn_jax.ClassValue, Any, Any]:
-    """The class losses, class gradients and direction by way of a chain."""
-    class_gradients = pcn_jax.per_class_value_and_grad(case.loss, num_classes)
-    chain = optax.chain(*links, pcn_jax.sum_over_classes())
-
-    @jax.jit
-    def by_chain(params: Any, *batch: Any) -> tuple[pcn_jax.ClassValue, Any, Any]:
-        value, grads = class_gradients(params, *batch)
-        direction, _ = chain.update(
-            grads,
-            chain.init(params),
-            params,
-            class_counts=value.counts,
-            reference=reference_of(grads),
-        )
-        return value, grads, direction
-
-    made: tuple[pcn_jax.ClassValue, Any, Any] = by_chain(
-        case.params, case.inputs, labels, *case.args
-    )
-    return made
-
-
-def reference_of(grads: Any) -> Any:
-    """Something correlated with class gradients."""
-    return jax.tree.map(lambda g: g + 0.3 * g[::-1], grads)
-
-
-def fused(case: Case, labels: Any = LABELS, **options: Any) -> Any:
-    arguments = {"num_classes": NUM_CLASSES, "path": "fused", **options}
-    given = {k: arguments.pop(k) for k in ("rows", "reference") if k in arguments}
-    function = jax.jit(pcn_value_and_grad(case.loss, **arguments))
-    return function(case.params, case.inputs, labels, *case.args, **given)
-
-
-def assert_close(actual: Any, expected: Any, atol: float = 1e-13) -> None:
-    chex.assert_trees_all_equal_structs(actual, expected)
-    for x, y in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
-        assert x.dtype == y.dtype
-        np.testing.assert_allclose(x, y, rtol=0, atol=atol)
-
-
-def assert_as_by_a_chain(name: str) -> None:
-    """The fused direction of a case, in float64."""
-    with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
-        case = Case(EVERY[name].loss, *in_float64(tuple(EVERY[name][1:])))
-        _, _, direction = explicit(case, LINKS["norm"][0])
-        assert_close(fused(case)[1], direction)
 
 
 class TestEquality:
@@ -561,268 +481,6 @@ class TestUse:
         assert types[0] == types[1]
 
 
-class TestInteractions:
-    """Never something else in silence."""
-
-    @pytest.mark.parametrize("name", INTERACTING)
-    def test_are_refused_where_the_fused_path_is_asked_for(self, name: str) -> None:
-        case = CASES["mlp"]
-        with pytest.raises(ValueError, match="path='masked'"):
-            pcn_value_and_grad(INTERACTING[name], NUM_CLASSES, path="fused")(
-                case.params, case.inputs, LABELS
-            )
-
-    @pytest.mark.parametrize("name", INTERACTING)
-    def test_take_the_masked_path_and_say_so(self, name: str) -> None:
-        loss = INTERACTING[name]
-        case = CASES["mlp"]._replace(loss=loss)
-        function = pcn_value_and_grad(loss, NUM_CLASSES)
-        with pytest.warns(UserWarning, match="all class gradients") as warned:
-            _, direction = function(case.params, case.inputs, LABELS)
-        assert warned[0].filename == __file__
-        assert "fused_losses.py:" in str(warned[0].message)  # and where they do
-        _, _, expected = explicit(case, LINKS["norm"][0])
-        assert_close(direction, expected, atol=1e-6)
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            function = pcn_value_and_grad(loss, NUM_CLASSES, path="masked")
-            _, again = function(case.params, case.inputs, LABELS)
-        assert_close(again, direction, atol=0)
-
-    @pytest.mark.parametrize("name", STATISTICS | MIXTURES)
-    def test_inputs_may_interact_before_all_parameters(self, name: str) -> None:
-        if name == "tiled" and not hasattr(jax.lax, "tile_p"):
-            pytest.skip("jnp.tile is a reshape here, which ends the proof")
-        case, loss = CASES["mlp"], mixed_inputs((STATISTICS | MIXTURES)[name])
-        plan = pcn_jax.pcn_plan(loss, NUM_CLASSES)
-        assert plan(case.params, case.inputs, LABELS).path == "fused"
-
-    def test_a_net_behind_batches_that_are_joined_is_refused(self) -> None:
-        """It would be one parameter that is as large as they are."""
-
-        def loss(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
-            both = jnp.tanh(dense(jnp.concatenate([x, -x]), params["one"]))
-            logits = dense(both, params["two"])
-            one, other = jnp.split(logits, 2)
-            return cross_entropy(one, y) + cross_entropy(other, y)
-
-        case = CASES["mlp"]
-        with pytest.raises(ValueError, match="'concatenate' runs along the batch axis"):
-            fused(case._replace(loss=loss))
-
-    def test_a_mean_of_inputs_may_be_as_long_as_the_batch(self) -> None:
-        def loss(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
-            return mlp(params, x - jnp.tanh(x.mean(axis=0) @ x)[None], y)
-
-        inputs = normal(0, 6, 6)
-        case = Case(loss, MLP, inputs)
-        labels = LABELS[:6]
-        _, direction = fused(case, labels)
-        expected = explicit(case, LINKS["norm"][0], labels)[2]
-        assert_close(direction, expected, atol=1e-5)
-
-    def test_inputs_that_interact_in_every_way_one_after_the_other(self) -> None:
-        def mixture(x: jax.Array) -> jax.Array:
-            for layer in (STATISTICS | MIXTURES).values():
-                x = jnp.tanh(layer(x))
-            return x
-
-        labels = np.array([0, 2, 0, -1, 1, 0, 2], np.int32)
-        with jax.enable_x64(True):
-            given = in_float64(tuple(CASES["mlp"][1:]))
-            case = Case(mixed_inputs(mixture), *given)
-            assert jnp.std(mixture(case.inputs), axis=0).min() > 1e-3
-            _, direction = fused(case, labels)
-            assert_close(direction, explicit(case, LINKS["norm"][0], labels)[2])
-
-    def test_losses_may_be_weighted_by_the_counts_of_the_batch(self) -> None:
-        def loss(params: Any, x: Any, y: jax.Array) -> jax.Array:
-            counts = jnp.bincount(y, length=NUM_CLASSES).astype(x.dtype)
-            return mlp(params, x, y) / counts[y]
-
-        case = CASES["mlp"]._replace(loss=loss)
-        expected = explicit(case, LINKS["clipping"][0])[2]
-        direction = fused(case, weights=LINKS["clipping"][1])[1]
-        assert_close(direction, expected, atol=1e-6)
-
-    def test_a_batch_that_is_one_index(self) -> None:
-        numbers = jax.lax.GatherDimensionNumbers((), (0, 1), (0, 1))
-
-        def loss(table: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
-            found: jax.Array = jax.lax.gather(table, x, numbers, (1, 1))
-            return found * y.astype(table.dtype)
-
-        both = jnp.array([0, 1])
-        with pytest.raises(ValueError, match="several of them make one index"):
-            pcn_value_and_grad(loss, 2, path="fused")(jnp.eye(2), both, both)
-
-    def test_padding_that_is_learned(self) -> None:
-        """JAX takes its derivative beside that of what is padded, and not alone."""
-
-        def loss(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
-            del y
-            beside = (0, 0), (1, 1)
-            padded = jnp.pad(x * params["a"], beside, constant_values=params["b"])
-            return jnp.square(padded).sum(axis=1)
-
-        case = Case(loss, {"a": jnp.ones(()), "b": jnp.ones(())}, CASES["mlp"].inputs)
-        with pytest.warns(UserWarning, match="a parameter pads what depends on"):
-            direction = fused(case, path=None)[1]
-        assert_close(direction, explicit(case, LINKS["norm"][0])[2], atol=1e-6)
-
-    @pytest.mark.parametrize("name", CASES)
-    def test_independent_examples_are_recognised(self, name: str) -> None:
-        case = CASES[name]
-        chosen = pcn_jax.pcn_plan(case.loss, NUM_CLASSES)(
-            case.params, case.inputs, LABELS, *case.args
-        )
-        assert chosen.path == "fused", chosen.reason
-
-
-class TestErrors:
-    """As early as possible, with what to do."""
-
-    @pytest.mark.parametrize("number", [0, -1, 2.0, None])
-    def test_num_classes(self, number: Any) -> None:
-        with pytest.raises(ValueError, match="positive integer"):
-            pcn_value_and_grad(mlp, number)
-
-    def test_path(self) -> None:
-        with pytest.raises(ValueError, match="'frozen', 'masked', got 'fast'"):
-            pcn_value_and_grad(mlp, 2, path="fast")  # type: ignore[arg-type]
-
-    def test_losses_that_were_averaged(self) -> None:
-        def loss(*given: Any) -> jax.Array:
-            return mlp(*given).mean()
-
-        with pytest.raises(ValueError, match="one loss an example"):
-            fused(CASES["mlp"]._replace(loss=loss))
-
-    @pytest.mark.parametrize("path", ["fused", "masked"])
-    def test_weights_of_another_shape(self, path: str) -> None:
-        with pytest.raises(ValueError, match=r"shape \(3,\), got \(\)"):
-            fused(CASES["mlp"], weights=lambda s: s.norms.sum(), path=path)
-
-    def test_weights_may_be_a_list(self) -> None:
-        value, _ = fused(CASES["mlp"], weights=lambda s: [1.0, 2.0, 3.0])
-        assert value.weights.tolist() == [1.0, 2.0, 3.0]
-
-    @pytest.mark.parametrize("path", ["fused", "masked"])
-    def test_no_examples(self, path: str) -> None:
-        case = CASES["mlp"]._replace(inputs=CASES["mlp"].inputs[:0])
-        with pytest.raises(ValueError, match="no examples"):
-            fused(case, LABELS[:0], path=path)
-
-    @pytest.mark.parametrize("path", ["fused", "masked"])
-    def test_inputs_and_labels_of_different_lengths(self, path: str) -> None:
-        with pytest.raises(ValueError, match=r"the 5 examples .*, got \(7, 6\)"):
-            fused(CASES["mlp"], LABELS[:5], path=path)
-
-    @pytest.mark.parametrize("path", ["fused", "masked"])
-    def test_labels_of_pixels(self, path: Any) -> None:
-        def loss(w: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
-            return (x @ w).reshape(-1) - y.astype(x.dtype)
-
-        given = jnp.ones(8), jnp.ones((2, 3, 3, 8)), jnp.zeros(18, int)
-        pcn_jax.per_class_value_and_grad(loss, 2)(*given)
-        with pytest.raises(ValueError, match=r"use per_class_value_and.*tokens'"):
-            pcn_value_and_grad(loss, 2, path=path)(*given)
-
-    @pytest.mark.parametrize("path", ["fused", "masked"])
-    def test_parameters_that_cannot_be_trained(self, path: str) -> None:
-        for value, message in {3: "a counter", 1j: "the imaginary part"}.items():
-            params = {**MLP, "more": jnp.asarray(value)}
-            with pytest.raises(TypeError, match=rf"at params\['more'\].*{message}"):
-                fused(CASES["mlp"]._replace(params=params), path=path)
-
-    def test_no_parameters(self) -> None:
-        with pytest.raises(ValueError, match=r"arrays to train, got \{\}"):
-            pcn_value_and_grad(mlp, 2)({}, CASES["mlp"].inputs, LABELS)
-
-    @pytest.mark.parametrize("path", ["fused", "masked"])
-    def test_names_for_labels(self, path: Any) -> None:
-        with pytest.raises(ValueError, match=r"integers of shape \[B\], got <U1\[2\]"):
-            pcn_value_and_grad(mlp, 2, path=path)(
-                MLP, CASES["mlp"].inputs[:2], np.array(["a", "b"])
-            )
-
-    def test_rows_are_called_rows(self) -> None:
-        with pytest.raises(ValueError, match="rows must be integers"):
-            fused(CASES["mlp"], rows=LABELS[:, None])
-        with pytest.raises(ValueError, match="the 5 examples of the rows"):
-            fused(CASES["mlp"], rows=LABELS[:5])
-
-    @pytest.mark.parametrize("path", ["fused", "masked"])
-    def test_aux_that_is_not_there(self, path: str) -> None:
-        with pytest.raises(ValueError, match=r"must return \(losses, aux\), got"):
-            fused(CASES["mlp"], has_aux=True, path=path)
-
-    def test_aux_that_is_no_array(self) -> None:
-        case = CASES["mlp"]
-
-        def loss(*given: Any) -> tuple[jax.Array, Any]:
-            return case.loss(*given), {"kept": jnp.ones(2), "name": "mlp"}
-
-        given = case.params, case.inputs, LABELS
-        with pytest.raises(ValueError, match=r"got a str at aux\['name'\]: leave it"):
-            pcn_value_and_grad(loss, NUM_CLASSES, has_aux=True)(*given)
-        masked = pcn_value_and_grad(loss, NUM_CLASSES, has_aux=True, path="masked")
-        assert masked(*given)[0].aux["name"] == "mlp"
-
-    def test_inputs_that_are_of_all_examples_are_named(self) -> None:
-        def loss(params: Any, x: Any, y: jax.Array) -> jax.Array:
-            return mlp(params, x["x"] * x["scale"], y)
-
-        inputs = {"x": CASES["mlp"].inputs, "scale": jnp.float32(2)}
-        plan = pcn_jax.pcn_plan(loss, NUM_CLASSES)(MLP, inputs, LABELS)
-        assert "['inputs']['scale'] have no examples on their first" in plan.reason
-
-    @pytest.mark.parametrize(
-        ("rule", "message"),
-        [
-            (np.ones(3), "lambda statistics: fixed"),
-            ("inverse_norm", "got str"),
-            (weights.inverse_norm, r"call it, weights=inverse_norm\(\.\.\.\)"),
-            (weights.inverse_smoothed_norm, "smoothed_norm is a function that makes"),
-        ],
-    )
-    def test_what_is_no_rule(self, rule: Any, message: str) -> None:
-        with pytest.raises(ValueError, match=message):
-            pcn_value_and_grad(mlp, 3, weights=rule)
-
-    @pytest.mark.parametrize("path", ["fused", "masked"])
-    def test_alignment_without_a_reference(self, path: str) -> None:
-        with pytest.raises(ValueError, match="reference="):
-            fused(CASES["mlp"], weights=weights.inverse_aligned_norm(), path=path)
-
-    def test_a_reference_without_the_class_axis(self) -> None:
-        with pytest.raises(ValueError, match=r"leaves \[C, \*param.shape\]"):
-            fused(CASES["mlp"], reference=MLP)
-
-    def test_cosines_without_a_gramian(self) -> None:
-        value, _ = fused(CASES["mlp"])
-        with pytest.raises(ValueError, match="with_gramian=True"):
-            _ = value.statistics.cosines
-
-    @pytest.mark.parametrize(
-        "make",
-        [
-            functools.partial(weights.inverse_clipped_norm, -1.0),
-            functools.partial(weights.inverse_clipped_norm, np.array([0.5, -1.0])),
-            functools.partial(weights.inverse_clipped_norm, jnp.array(-1.0)),
-            functools.partial(weights.inverse_aligned_norm, min_alignment=0.0),
-        ],
-    )
-    def test_hyperparameters_of_weights(self, make: Any) -> None:
-        with pytest.raises(ValueError, match="must"):
-            make()
-
-    def test_largest_norms_of_other_classes(self) -> None:
-        rule = weights.inverse_clipped_norm(np.array([0.1, 0.2]))
-        with pytest.raises(ValueError, match=r"one a class, shape \(3,\), got shape"):
-            fused(CASES["mlp"], weights=rule)
-
-
 @pytest.mark.parametrize("mode", ["fill", "clip"])
 @pytest.mark.parametrize("dtype", [jnp.uint8, jnp.uint32, jnp.int8, jnp.int32])
 def test_places_outside_of_a_table(dtype: Any, mode: str) -> None:
@@ -869,47 +527,6 @@ def test_runs_under_the_checks_of_jax() -> None:
             for path in ("fused", "masked")
         )
     chex.assert_trees_all_close(found, expected, rtol=1e-4, atol=1e-6)
-
-
-STOPPED: dict[str, Any] = {
-    "weights": lambda losses: losses * jax.lax.stop_gradient(losses / losses.sum()),
-    "the hardest": lambda losses: (
-        losses * jax.lax.stop_gradient((losses >= losses.mean()).astype(losses.dtype))
-    ),
-}
-
-
-@pytest.mark.parametrize("name", STOPPED)
-def test_examples_may_meet_where_no_derivative_goes(name: str) -> None:
-    case = CASES["mlp"]
-
-    def loss(params: Any, inputs: Any, labels: jax.Array) -> Any:
-        return STOPPED[name](case.loss(params, inputs, labels))
-
-    given = case.params, case.inputs, LABELS
-    chex.assert_trees_all_close(
-        *(
-            jax.jit(pcn_value_and_grad(loss, NUM_CLASSES, path=path))(*given)
-            for path in ("fused", "masked")
-        ),
-        rtol=1e-4,
-        atol=1e-6,
-    )
-
-
-def test_a_parameter_behind_no_derivative_does_not_move() -> None:
-    def loss(params: Any, inputs: jax.Array, labels: jax.Array) -> jax.Array:
-        gate = jax.lax.stop_gradient(jax.nn.sigmoid(inputs @ params["gate"]))
-        return cross_entropy(gate * (inputs @ params["kernel"]), labels)
-
-    params = {"gate": normal(0, 6, NUM_CLASSES), "kernel": normal(1, 6, NUM_CLASSES)}
-    given = params, normal(2, len(LABELS), 6), LABELS
-    (_, fused_direction), (_, expected) = (
-        pcn_value_and_grad(loss, NUM_CLASSES, path=path)(*given)
-        for path in ("fused", "masked")
-    )
-    chex.assert_trees_all_close(fused_direction, expected, rtol=1e-4, atol=1e-6)
-    assert not fused_direction["gate"].any()
 
 
 @pytest.mark.parametrize("path", ["fused", "masked"])
