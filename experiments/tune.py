@@ -36,6 +36,8 @@ from pcn_jax.training import (
 
 _SMALL = (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
 _LARGE = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
+_HIGHEST = 10.0
+"""From here only rates are searched that decay."""
 
 
 def grid(optimizer: OptimizerConfig) -> tuple[float, ...]:
@@ -43,7 +45,8 @@ def grid(optimizer: OptimizerConfig) -> tuple[float, ...]:
 
     Args:
       optimizer: What they are for. Those of Adam are smaller, and so are those with
-        momentum, by which a gradient counts `1 / (1 - momentum)` times.
+        momentum, by which a gradient counts `1 / (1 - momentum)` times. Rates that
+        decay may start higher.
 
     Example:
       >>> grid(OptimizerConfig(momentum=0.9))[:3]
@@ -51,7 +54,8 @@ def grid(optimizer: OptimizerConfig) -> tuple[float, ...]:
     """
     if optimizer.name != "sgd":
         return _SMALL
-    return tuple(float(f"{rate * (1 - optimizer.momentum):g}") for rate in _LARGE)
+    rates = _LARGE if optimizer.schedule == "constant" else (*_LARGE, _HIGHEST)
+    return tuple(float(f"{rate * (1 - optimizer.momentum):g}") for rate in rates)
 
 
 def score(records: list[Record], goal: Goal = "over training") -> float:
@@ -77,7 +81,8 @@ def score(records: list[Record], goal: Goal = "over training") -> float:
 def search(experiment: Experiment, algorithm: AlgorithmName, command: str) -> bool:
     """Searches the rate of an algorithm, if it was not found before.
 
-    Each score is written as soon as it is there; the best, when all are.
+    Each score is written as soon as it is there; the best, when all are. If the grid
+    has grown since, only what is new is searched.
 
     Args:
       experiment: All but the algorithm and the learning rate; `search_seeds` count.
@@ -93,7 +98,10 @@ def search(experiment: Experiment, algorithm: AlgorithmName, command: str) -> bo
     path = experiment.rates_path(algorithm)
     found, seeds = _read(path), list(experiment.search_seeds)
     searched = {"command": command, "seeds": seeds}
-    is_done = algorithm in found["best"]
+    rates = [f"{rate:g}" for rate in grid(experiment.train.optimizer)]
+    is_done = algorithm in found["best"] and all(
+        rate in found["scores"][algorithm] for rate in rates
+    )
     if is_done and not experiment.overwrite:
         return False
     if is_done or found["searched"].get(algorithm) != searched:
@@ -102,7 +110,6 @@ def search(experiment: Experiment, algorithm: AlgorithmName, command: str) -> bo
         found["scores"][algorithm] = {}
         _write(path, found)
     _, of_problem = problem(experiment)
-    rates = [f"{rate:g}" for rate in grid(experiment.train.optimizer)]
     for rate in rates:
         if rate in found["scores"][algorithm]:
             continue  # an interrupted search goes on

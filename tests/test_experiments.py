@@ -14,7 +14,7 @@ from experiments import train, tune
 from experiments.experiment import SETUPS, parse
 from experiments.summary import minority, summarise, summarise_run, table
 from pcn_jax.data import SETUPS as DATA_SETUPS
-from pcn_jax.training import ALGORITHMS, Record, read_run
+from pcn_jax.training import ALGORITHMS, OptimizerConfig, Record, read_run
 
 QUICK = ["digits-lt", "--train.steps", "3", "--seeds", "0", "1"]
 
@@ -302,11 +302,24 @@ def test_an_interrupted_search_goes_on(
     found = json.loads(path.read_text())
     assert found["best"] == {"sgd": 0.001}
     assert found["scores"]["sgd"]["3"] == -0.15
+    monkeypatch.setattr(tune, "grid", lambda _: (0.0001, 0.001, 3.0))  # it has grown
+    assert tune.search(experiment, "sgd", "x")
+    assert not tune.search(experiment, "sgd", "x")
+    assert trained[9:] == [0.0001]
+    assert json.loads(path.read_text())["best"] == {"sgd": 0.0001}
     others = dataclasses.replace(experiment, search_seeds=(30,), overwrite=True)
     tune.search(others, "sgd", "y")
     found = json.loads(path.read_text())
     assert found["scores"]["sgd"]["3"] == 0
     assert found["searched"]["sgd"] == {"command": "y", "seeds": [30]}
+
+
+def test_rates_that_decay_are_searched_from_higher_ones() -> None:
+    constant, decaying = (
+        tune.grid(OptimizerConfig(momentum=0.5, schedule=schedule))
+        for schedule in ("constant", "cosine")
+    )
+    assert decaying == (*constant, 5.0)
 
 
 def test_what_a_search_wants_to_be_best_is_its_score() -> None:
