@@ -35,13 +35,13 @@ from tqdm.auto import tqdm
 
 import pcn_jax
 from benchmarks.batch_norm_report import BATCH, NO_BALANCE, PATHS, RATES, page
-from benchmarks.report import machine
 from benchmarks.training import random_images
 from experiments.kept import write_whole
 from pcn_jax import balanced
 from pcn_jax.data import SETUPS, load
 from pcn_jax.models import ResNet32
 from pcn_jax.training import Problem
+from pcn_jax.training.runs import processor
 
 Part = Literal["times", "norms", "recalls"]
 _SEARCH_SEED = 100
@@ -120,7 +120,7 @@ def main() -> None:
                     **measure(),
                     "steps": config.steps,
                     "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-                    "on": f"{machine()}, Python {platform.python_version()}, "
+                    "on": f"{processor()}, Python {platform.python_version()}, "
                     f"jax {jax.__version__}",
                 }
                 write_whole(path, json.dumps(results, indent=1) + "\n")

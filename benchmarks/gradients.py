@@ -27,8 +27,9 @@ import tyro
 from tqdm.auto import tqdm
 
 from benchmarks.cases import TOO_LONG, Case, Net, cases
-from benchmarks.report import draw, machine
+from benchmarks.report import draw
 from experiments.kept import write_whole
+from pcn_jax.training.runs import processor
 
 _HERE = Path(__file__).parent
 _LEAST_ROUNDS = 3
@@ -188,7 +189,7 @@ def _measure(case: Case, workers: dict[str, Worker], config: Config) -> dict[str
             facts["ms"].append(round(answer["ms"], 3))
     return {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "machine": machine(),
+        "machine": processor(),
         "keep_memory": config.keep_memory,
         "case": case._asdict(),
         "methods": methods,

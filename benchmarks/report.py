@@ -1,6 +1,5 @@
 """The table and the figure of what was measured; nothing in them is typed by hand."""
 
-import platform
 from pathlib import Path
 from typing import Any
 
@@ -118,14 +117,6 @@ def draw(results: dict[str, Any], folder: Path) -> None:
         lines += ["", *_details(record)]
     (folder / "gradients.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     _figure(records, folder / "gradients.png")
-
-
-def machine() -> str:
-    """The processor's name."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
-    models = [line.split(":")[1].strip() for line in lines if "model name" in line]
-    return models[0] if models else platform.processor()
 
 
 def _ratios(record: dict[str, Any], name: str) -> np.ndarray:

@@ -30,7 +30,6 @@ from flax import linen as nn
 from tabulate import tabulate
 from tqdm.auto import tqdm
 
-from benchmarks.report import machine
 from pcn_jax.data import Dataset, Split
 from pcn_jax.models import CNN, MLP
 from pcn_jax.training import (
@@ -41,6 +40,7 @@ from pcn_jax.training import (
     TrainState,
     make_train,
 )
+from pcn_jax.training.runs import processor
 
 _NAMES: tuple[AlgorithmName, ...] = (
     "sgd",
@@ -108,7 +108,7 @@ def main() -> None:
             "# What a training step costs",
             "",
             f"`python -m benchmarks.training --repeats {config.repeats}`, {today}, one "
-            f"core of {machine()}, Python {platform.python_version()}, "
+            f"core of {processor()}, Python {platform.python_version()}, "
             f"jax {jax.__version__}.",
             "",
             "Whole steps of the training loop: drawing, gathering and normalising the",

@@ -99,8 +99,9 @@ def measure_noise(
             params = train(seed).params
             for label in range(of_problem.num_classes):
                 gramian = class_gramian(of_problem, params, label)
+                rng = np.random.default_rng((seed, step, label))
                 rows += [
-                    Noise(seed, step, label, batch, *of_batches(gramian, batch))
+                    Noise(seed, step, label, batch, *of_batches(gramian, batch, rng))
                     for batch in BATCH_SIZES
                     if batch <= len(gramian) // 2
                 ]
@@ -133,21 +134,23 @@ def class_gramian(problem: Problem, params: chex.ArrayTree, label: int) -> np.nd
     return np.asarray(rows @ rows.T, np.float64)
 
 
-def of_batches(gramian: np.ndarray, batch: int) -> tuple[float, ...]:
+def of_batches(
+    gramian: np.ndarray, batch: int, rng: np.random.Generator
+) -> tuple[float, ...]:
     """Draws batches of a class from its Gramian; the last seven fields of `Noise`.
 
     Args:
       gramian: Inner products of the gradients of its `n` examples, `[n, n]`.
       batch: Examples in a batch, at most `n / 2`.
+      rng: Draws them.
 
     Returns:
       `alignment` to `pairs_spread`.
 
     Example:
-      >>> of_batches(np.ones((4, 4)), 2)
+      >>> of_batches(np.ones((4, 4)), 2, np.random.default_rng(0))
       (1.0, 1.0, 1.0, 1.0, 1.0, 0.0, 0.0)
     """
-    rng = np.random.default_rng(0)
     n = len(gramian)
     along, true = gramian.mean(axis=1), gramian.mean()
     drawn = np.argsort(rng.random((_DRAWS, n)), axis=1)[:, :batch]

@@ -47,7 +47,7 @@ from experiments.claims import (
 )
 from experiments.claims.finding import Finding, Outcome, Size
 from experiments.experiment import SETUPS
-from experiments.kept import commit
+from experiments.kept import commit, write_whole
 from experiments.study import FOLDERS
 from pcn_jax.training import plain
 
@@ -114,19 +114,23 @@ _HOW_TO_READ = """## How to read it
   the runs of a seed start from the same parameters and see the same batches. (On normal
   data these intervals cover 95 %; those by bootstrap from five seeds cover 84 %.)
   A seed decides the parameters at the start and the batches. Training examples and test
-  data are the same for all seeds: with others, numbers may differ by more.
+  data are the same for all seeds: with others, numbers may differ by more. Nor do
+  intervals hold the luck of a search: two learning rates with nearly the same score may
+  end differently.
   (Parentheses), in tables: the least and the largest of the seeds.
 - There are five seeds; on automobile-truck-mlp ten, except in C2 to C4, C8, C12 and
   C13.
 - Each method has its own learning rate, from the same grid for all (of Adam another;
-  with momentum a tenth of it), chosen on validation data with other seeds (three; two
-  on digits-halves; one of VGG16 and ResNet18, and of GD, PCNGD and PCNSGD+R on the
-  CNN), and [kept](experiments/learning_rates). It is that with the best mean over
-  training, but in C12, C13 and what is *decaying* in C14.
+  with momentum a tenth of it; with decay one more above), chosen on validation data
+  with other seeds (three; two on digits-halves; one of VGG16 and ResNet18, and of GD,
+  PCNGD and PCNSGD+R on the CNN), and [kept](experiments/learning_rates). It is that
+  with the best mean over training, but in C12, C13 and what is *decaying* in C14.
 - Recalls are of test data, at the last step unless said otherwise. The minority is the
   rarer of two classes, and the rarest third of more. Macro recall is the mean of the
   recalls of the classes. *Over training*: the mean over log-spaced measurements.
 - Nets are named at the end of a set-up, or an MLP with two layers of 32.
+- Behind the command of a claim is when and by which code its numbers were found from
+  the runs. When, where and by which code each run was made is in [its file](results).
 
 | name | batches have | the mean gradient of each class is multiplied by |
 | --- | --- | --- |
@@ -265,7 +269,7 @@ def _section(claim: Claim, found: dict[str, Any]) -> str:
         ),
         *(_folded(table, f"{table.count(chr(10)) - 1} rows") for table in tables),
         found["notes"],
-        f"`{found['command']}`, {found['date']}, at {found['commit']}.",
+        f"`{found['command']}`, found on {found['date']} by {found['commit']}.",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -292,11 +296,16 @@ def _keep(claim: Claim, finding: Finding) -> None:
         "table": finding.table,
         "notes": finding.notes,
         "command": f"python -m experiments.reproduce --claims {claim}",
+    }
+    path = FIGURES / f"{claim}.json"
+    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if plain(kept).items() <= before.items():
+        return  # found before, then and by that code
+    kept |= {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "commit": commit(),
     }
-    path = FIGURES / f"{claim}.json"
-    path.write_text(json.dumps(plain(kept), indent=1) + "\n", encoding="utf-8")
+    write_whole(path, json.dumps(plain(kept), indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from experiments import endings, study
 from experiments.claims import (
     advised,
     c9_end_of_training,
+    c11_settings,
     measures,
 )
 from experiments.claims.finding import Effect, Finding, Size
@@ -57,6 +58,19 @@ def test_runs_are_stopped_where_validation_data_say_so() -> None:
         measures.stopped_at(old)
 
 
+def test_a_seed_that_was_run_twice_counts_with_the_mean_of_its_runs() -> None:
+    values = [[0.0, 0.2, 0.4, 0.6], [0.0, 0.1, 0.2, 0.3]]
+    once = {
+        ("", name): curves_of(values, values) for name in ("sgd", "pcnsgd", "pcnsgd+o")
+    }
+    again = {("", "pcnsgd"): curves_of([[0.0] * 4], [[1.0] * 4])}
+    both = c11_settings.pooled(once, again)  # type: ignore[arg-type]
+    assert list(both) == list(once)
+    recalls = [measures.macro_recall(curves)[:, -1] for curves in both.values()]
+    np.testing.assert_allclose(recalls, [[0.6, 0.3], [0.8, 0.3], [0.6, 0.3]])
+    np.testing.assert_allclose(once["", "pcnsgd"].test_recall[0, -1], 0.6)
+
+
 def test_recall_may_fall_late_without_having_fallen_at_first() -> None:
     curves = curves_of([[0.0] * 4] * 2, [[0.5, 0.4, 0.6, 0.1], [0.5, 0.6, 0.7, 0.4]])
     curves = curves._replace(class_counts=np.array([3]))
@@ -101,7 +115,7 @@ def test_noise_from_a_gramian_is_that_of_gradients() -> None:
     halves = [gradients[drawn[:, k::2]].mean(axis=1) for k in (0, 1)]
     products = (halves[0] * halves[1]).sum(axis=1) / (true @ true)
     alignment, predicted, noisy, split, expected, split_spread, pairs_spread = (
-        of_batches(gradients @ gradients.T, 8)
+        of_batches(gradients @ gradients.T, 8, np.random.default_rng(1))
     )
     assert alignment == pytest.approx((batches @ true / lengths).mean(), abs=0.01)
     assert predicted == pytest.approx(alignment, abs=0.03)

@@ -26,21 +26,11 @@ TITLE = (
 )
 SETUPS_OF: dict[Size, tuple[str, ...]] = {
     "fast": ("digits-halves",),
-    "full": (
-        "animals-vehicles-mlp",
-        "automobile-truck-mlp",
-        "horse-deer-mlp",
-        "cifar10-five-mlp",
-        "cifar10-multi-mlp",
-        "digits-halves",
-        "digits-lt",
-        "automobile-truck-cnn",
-        "digits-halves-resnet32",
-    ),
+    "full": advised.SETUPS_OF_ALL,
 }
 _FORGETFUL = "animals-vehicles-mlp"
 COMPARED: dict[Size, tuple[AlgorithmName, ...]] = {
-    "fast": ("sgd", "sgd+rw", "pcnsgd+o+clip", "pcnsgd+split"),
+    "fast": ("sgd", "sgd+rw", "sgd+la", "pcnsgd+o+clip"),
     "full": advised.COMPARED,
 }
 _BALANCING: tuple[AlgorithmName, ...] = (

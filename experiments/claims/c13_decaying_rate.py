@@ -23,17 +23,7 @@ TITLE = (
 )
 SETUPS_OF: dict[Size, tuple[str, ...]] = {
     "fast": ("digits-halves",),
-    "full": (
-        "automobile-truck-mlp",
-        "horse-deer-mlp",
-        "animals-vehicles-mlp",
-        "cifar10-five-mlp",
-        "cifar10-multi-mlp",
-        "digits-halves",
-        "digits-lt",
-        "automobile-truck-cnn",
-        "digits-halves-resnet32",
-    ),
+    "full": advised.SETUPS_OF_ALL,
 }
 COMPARED: dict[Size, tuple[AlgorithmName, ...]] = {
     "fast": ("sgd", "sgd+la", "pcnsgd+o", "pcnsgd+o+clip"),
@@ -47,9 +37,10 @@ _NOTES = """\
 The optimizer is SGD with a momentum of 0.9 behind the sum over classes, and the
 learning rate decays to zero by a cosine over the steps of the set-up. The rate from
 which it decays is that with the best macro recall on validation data at the last step,
-on the same grid as elsewhere. PCNSGD+O is advised since a look at the runs of C12 and
-at these of six MLPs; those on animals and vehicles, of the CNN and of the ResNet-32
-were made after that. In the figure a dot has its interval and is of the last
+on the same grid as elsewhere, and from 1 as well. PCNSGD+O is advised since a look at
+the runs of C12 and at these of six MLPs; those on animals and vehicles, of the CNN and
+of the ResNet-32 were made after that, though the runs of C11 and C12 on the same data
+were known. In the figure a dot has its interval and is of the last
 step, a ring is the mean over training."""
 
 

@@ -219,7 +219,7 @@ def plain(x: Any) -> Any:
 
 
 def environment() -> dict[str, Any]:
-    """Versions and the device, to be kept with results.
+    """Versions, the device and the processor, to be kept with results.
 
     Returns:
       Names to strings.
@@ -233,7 +233,16 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         **{package: importlib.metadata.version(package) for package in packages},
         "device": jax.devices()[0].device_kind,
+        "processor": processor(),
     }
+
+
+def processor() -> str:
+    """The name of the processor, on which it depends how sums are rounded."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
+    models = [line.split(":")[1].strip() for line in lines if "model name" in line]
+    return models[0] if models else platform.processor()
 
 
 def _with_nan(x: Any) -> Any:
