@@ -37,6 +37,7 @@ COLOURS: dict[AlgorithmName, str] = {
     "pcnsgd+split": "#882255",
 }
 LINES: dict[AlgorithmName, str] = {
+    "sgd+o": "-.",
     "sgd+rw": "--",
     "pcnsgd+clip": "--",
     "pcnsgd+o+clip": "-.",
@@ -65,6 +66,8 @@ STYLE: dict[str, Any] = {
     "figure.constrained_layout.use": True,
     "savefig.dpi": 150,
 }
+_WIDTH = 0.2
+"""Of what is written into a panel, as a part of the panel's."""
 
 
 class Panel(NamedTuple):
@@ -153,25 +156,37 @@ def log_steps(axis: Axes, steps: np.ndarray) -> None:
 
 
 def end_at(axis: Axes, low: float, high: float) -> None:
-    """Ends the vertical axis, and says how high the highest of its lines goes.
+    """Ends the vertical axis, and says how high the lines go that are cut off.
+
+    Of lines that are highest near each other, it says so of the highest.
 
     Args:
-      axis: With its lines.
+      axis: With its lines and its horizontal axis.
       low: Where it starts.
       high: Where it ends, be there lines above or not.
     """
     axis.set_ylim(low, high)
-    line = max(axis.lines, key=lambda line: np.max(line.get_ydata()))
-    values = np.asarray(line.get_ydata())
-    if values.max() > high:
+    peaks = []
+    for line in axis.lines:
+        x, y = np.asarray(line.get_xydata(), np.float64).T
+        if y.max() > high:
+            peaks.append((y.max(), x[y.argmax()], line.get_color()))
+    labelled: list[float] = []
+    for value, x, colour in sorted(peaks, key=lambda peak: -peak[0]):
+        place, _ = axis.transAxes.inverted().transform(
+            axis.transData.transform((x, high))
+        )
+        if any(abs(place - other) < _WIDTH for other in labelled):
+            continue
+        labelled.append(place)
         axis.annotate(
-            f"to {values.max():.1f}",
-            (np.asarray(line.get_xdata())[values.argmax()], high),
-            (-3, 0),
+            f"to {value:.1f}",
+            (x, high),
+            (-3, 0) if place > _WIDTH else (3, 0),
             textcoords="offset points",
-            color=line.get_color(),
+            color=colour,
             fontsize=7,
-            ha="right",
+            ha="right" if place > _WIDTH else "left",
             va="top",
             bbox={"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 0.5},
         )

@@ -174,18 +174,15 @@ def tables(recalls: Mapping[str, Recalls], when: str, of_all: str) -> str:
 
 def draw(
     recalls: Mapping[str, Recalls],
-    rings: Mapping[str, Recalls],
-    *,
-    in_a_row: int,
     what: str,
+    rings: Mapping[str, Recalls] | None = None,
 ) -> Figure:
     """A dot with its interval for each rule, and a ring for what else was measured.
 
     Args:
       recalls: Of each set-up.
-      rings: The same at another time of the runs.
-      in_a_row: Panels side by side.
       what: What dots and rings are.
+      rings: Recalls at another time of the runs.
     """
     panels = {
         setup: [
@@ -193,13 +190,13 @@ def draw(
                 ALGORITHMS[name].label,
                 name,
                 interval(recall),
-                ring=float(rings[setup][name].mean()),
+                ring=float(rings[setup][name].mean()) if rings else None,
             )
             for name, recall in found.items()
         ]
         for setup, found in recalls.items()
     }
-    return draw_dots(panels, in_a_row=in_a_row, what=what)
+    return draw_dots(panels, what)
 
 
 def near_the_best(

@@ -379,5 +379,4 @@ def _draw(studies: Mapping[str, _Runs]) -> Figure:
         for setup, runs in studies.items()
     }
     lines = {setup: float(over(runs[_ONE]).mean()) for setup, runs in studies.items()}
-    what = f"macro recall: {_OVER} ●, {_END} ○"
-    return draw_dots(panels, in_a_row=5, what=what, lines=lines)
+    return draw_dots(panels, f"macro recall: {_OVER} ●, {_END} ○", lines=lines)

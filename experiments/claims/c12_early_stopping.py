@@ -115,9 +115,8 @@ def find(size: Size) -> Finding:
         draw=functools.partial(
             advised.draw,
             recalls,
+            "macro recall: with early stopping ●, at the end ○",
             rings,
-            in_a_row=5,
-            what="macro recall: with early stopping ●, at the end ○",
         ),
         notes=_NOTES,
         of_all=True,

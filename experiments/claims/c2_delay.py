@@ -66,10 +66,12 @@ class Line(NamedTuple):
 class Delays(NamedTuple):
     """Steps of each run, `[S, ratios]`, and fitted powers `[S]`: all, from 3 : 1.
 
-    Balanced classes are learned so soon that they decide the former.
+    Balanced classes are learned so soon that they decide the former. A run that has not
+    learned the minority at its end, as `learned` says, has one more step than were run.
     """
 
     steps: np.ndarray
+    learned: np.ndarray
     powers: np.ndarray
     powers_of_imbalance: np.ndarray
 
@@ -137,11 +139,11 @@ def _notes(size: Size) -> str:
         "the smaller. Most of the power is from balanced classes to 3 : 1; that from "
         "there on is beside it. All ratios have the learning rates found at 7 : 1, or "
         "that given. Lines of the figure are geometric means over seeds, dots are "
-        "seeds. Not recall, because an untrained net may have it by chance, and "
-        "because of few examples that are fitted it does not last on test data. PCNGD "
-        "learns the minority within steps at every ratio, and loses it again late "
-        "where it is small, as it does not settle (C9): these are its steps at 20 : 1 "
-        "and 50 : 1."
+        "seeds, and rings those that have not learned it. Not recall, because an "
+        "untrained net may have it by chance, and because of few examples that are "
+        "fitted it does not last on test data. PCNGD learns the minority within steps "
+        "at every ratio, and loses it again late where it is small, as it does not "
+        "settle (C9): these are its steps at 20 : 1 and 50 : 1."
     )
 
 
@@ -171,7 +173,8 @@ def _effects(delays: Mapping[Line, Delays]) -> list[Effect]:
     effects = []
     for line, found in delays.items():
         if line.algorithm in _UNBALANCED:
-            power, later = map(interval, found[1:])
+            power = interval(found.powers)
+            later = interval(found.powers_of_imbalance)
             statement = (
                 f"{line.label}: steps until the minority is learned grow as the "
                 f"imbalance to the power {power}, and from 3 : 1 on {later}"
@@ -201,9 +204,10 @@ def _at(base: Experiment, ratio: int, rate: float | None) -> Experiment:
 
 def _delays(of_ratios: Mapping[int, Curves]) -> Delays:
     steps = np.stack([steps_to_beat_chance(x) for x in of_ratios.values()], axis=1)
+    learned = steps <= [curves.steps[-1] for curves in of_ratios.values()]
     ratios, logs = np.log(list(of_ratios)), np.log(np.maximum(steps, 1)).T
     fits = (np.polyfit(ratios[first:], logs[first:], 1)[0] for first in (0, 1))
-    return Delays(steps, *fits)
+    return Delays(steps, learned, *fits)
 
 
 def _draw(delays: Mapping[Line, Delays], ratios: tuple[int, ...]) -> Figure:
@@ -236,9 +240,10 @@ def _draw_line(axis: Axes, line: Line, found: Delays, ratios: tuple[int, ...]) -
     axis.plot(
         ratios,
         np.exp(np.log(steps).mean(axis=0)),
-        "o:" if line.rate else "o-",
+        ":" if line.rate else "-",
         label=f"{line.label}: power {power.mean:.2f}",
         **style,
     )
-    for of_seed in steps:
-        axis.plot(ratios, of_seed, ".", alpha=0.4, **style)
+    at = np.broadcast_to(ratios, steps.shape)
+    for which, fill in ((found.learned, "full"), (~found.learned, "none")):
+        axis.plot(at[which], steps[which], "o", alpha=0.5, fillstyle=fill, **style)

@@ -12,6 +12,8 @@ from experiments.intervals import Interval
 from experiments.study import Study
 from pcn_jax.training import AlgorithmName
 
+_IN_A_ROW = 3
+
 
 class Dot(NamedTuple):
     """A number of one rule.
@@ -62,7 +64,7 @@ def draw_panels(panels: Sequence[Panel], what: str = "") -> Figure:
       The figure.
     """
     with plt.style.context(STYLE):
-        in_a_row = min(len(panels), 3)
+        in_a_row = min(len(panels), _IN_A_ROW)
         rows = -(-len(panels) // in_a_row)
         figure, axes = plt.subplots(
             rows,
@@ -102,16 +104,14 @@ def legend_beside(figure: Figure) -> None:
 
 def draw_dots(
     panels: Mapping[str, Sequence[Dot]],
-    *,
-    in_a_row: int,
     what: str,
+    *,
     lines: Mapping[str, float] | None = None,
 ) -> Figure:
-    """Numbers with their intervals, one row a rule and one panel a set-up.
+    """Numbers with their intervals: one row a rule, one panel a set-up, three in a row.
 
     Args:
       panels: By title. Where a panel lacks a label that others have, its row is empty.
-      in_a_row: Panels side by side.
       what: What the numbers are.
       lines: Where a panel has a grey line, by title.
 
@@ -119,7 +119,7 @@ def draw_dots(
       The figure.
     """
     labels = list(dict.fromkeys(dot.label for dots in panels.values() for dot in dots))
-    columns = min(len(panels), in_a_row)
+    columns = min(len(panels), _IN_A_ROW)
     rows = -(-len(panels) // columns)
     with plt.style.context(STYLE):
         figure, axes = plt.subplots(

@@ -17,7 +17,7 @@ from experiments.claims.quadratics import (
     shares,
     shortest,
 )
-from experiments.figures import COLOURS, STYLE
+from experiments.figures import COLOURS, STYLE, log_steps
 
 RATIOS = 2.0 ** -np.arange(11)
 RATE = 0.2  # of GD in the example with two classes
@@ -73,8 +73,8 @@ def draw(delays: Delays) -> Figure:
         left.plot(gd[:, 1], color=grey, label="GD, minority")
         left.plot(gd[:, 0], color=grey, ls="--", label="GD, majority")
         left.plot(pcngd[:, 1], color=black, label="PCNGD, both")
-        left.set_xscale("symlog", linthresh=1, linscale=0.3)
-        left.set(xlim=(0, 1000), ylim=(0, 4.2), xticks=[0, 1, 10, 100, 1000])
+        log_steps(left, np.arange(len(gd)))
+        left.set_ylim(0, 4.2)
         _finish(left, "two classes, 16 : 1", "step", "loss / loss at start")
         power, _ = delays.powers
         label = f"GD: power {power:.2f} of ρ".replace("-", "−")
