@@ -318,7 +318,7 @@ def lower_all(case: Case, *, ways: bool) -> dict[str, tuple[Any, ...]]:
             program = jax.jit(in_a_loop(method)).lower(*given, *more)
         return program, given, taken
 
-    path: balanced.Path = "frozen" if case.examples_interact else "fused"
+    path: balanced.GradientPath = "frozen" if case.examples_interact else "fused"
     rule = pcn_jax.weights.inverse_smoothed_norm(0.3)
     by_halves = pcn_jax.pcn_value_and_grad(
         loss, case.num_classes, path=path, weights=rule

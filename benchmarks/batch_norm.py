@@ -181,7 +181,9 @@ def _losses(problem: Problem) -> Callable[..., tuple[jax.Array, Any]]:
     return losses
 
 
-def _balanced(problem: Problem, path: balanced.Path) -> balanced.PCNValueAndGrad:
+def _balanced(
+    problem: Problem, path: balanced.GradientPath
+) -> balanced.PCNValueAndGrad:
     return pcn_jax.pcn_value_and_grad(
         _losses(problem), problem.num_classes, weights=_RULE, has_aux=True, path=path
     )

@@ -6,9 +6,9 @@ import numpy as np
 from scipy import stats
 from tabulate import tabulate
 
-from pcn_jax.balanced import Path
+from pcn_jax.balanced import GradientPath
 
-PATHS: tuple[Path, ...] = ("masked", "frozen")
+PATHS: tuple[GradientPath, ...] = ("masked", "frozen")
 NO_BALANCE = "none"
 RATES = 0.03, 0.1, 0.3, 1.0
 """Learning rates that are searched."""

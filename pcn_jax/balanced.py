@@ -3,7 +3,7 @@
 import functools
 import numbers
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import chex
@@ -42,7 +42,7 @@ from pcn_jax.precision import widest_dtype
 from pcn_jax.weighing import PCNValue, Weighing, class_statistics
 from pcn_jax.weights import ClassStatistics, ClassWeights, StatefulClassWeights
 
-Path = Literal["fused", "frozen", "masked"]
+GradientPath = Literal["fused", "frozen", "masked"]
 
 
 class Plan(NamedTuple):
@@ -50,7 +50,7 @@ class Plan(NamedTuple):
 
     Attributes:
       path: `"fused"`, `"frozen"` or `"masked"`.
-      reason: Why it is the masked one, or empty.
+      reason: Why it is the masked one; empty on the other two.
       ways: On the other two, for each use of a parameter, its name and the way to its
         norms (see `pcn_jax.fused.plan.Choice`).
 
@@ -60,7 +60,7 @@ class Plan(NamedTuple):
       ['bias']  examples
     """
 
-    path: Path
+    path: GradientPath
     reason: str
     ways: tuple[tuple[str, str], ...]
 
@@ -85,7 +85,7 @@ def pcn_value_and_grad(
     weights: ClassWeights | StatefulClassWeights | None = None,
     has_aux: bool = False,
     with_gramian: bool = False,
-    path: Path | None = None,
+    path: GradientPath | None = None,
 ) -> PCNValueAndGrad:
     """Turns a per-example loss into a function for its balanced gradient.
 
@@ -122,23 +122,25 @@ def pcn_value_and_grad(
     Returns:
       A function of `(params, inputs, labels, *args, **kwargs)`, where `labels` are
       integers `[B]` below `C`, those below zero being padding. It returns a `PCNValue`
-      and the direction, a pytree like `params`. Three keywords are its own:
-      `reference`, class gradients with leaves `[C, *param.shape]`, for
-      `statistics.alignment`; `rows`, integers `[B]` that take the place of the labels
-      in grouping examples, where groups are not classes (`num_classes` is then the
-      number of groups, and `labels` whatever `loss_fn` takes, examples first); and,
-      where the weights have one, `state`: `weights.init(C)` at first, then
-      `value.state`. All others go to `loss_fn`; what it calls by one of these names
-      goes by position.
+      and the direction, a pytree like `params`. Three keywords are its own, and all
+      others go to `loss_fn`; what that calls by one of these names goes by position:
+
+      - `reference`: class gradients with leaves `[C, *param.shape]`, to measure
+        `statistics.alignment` with.
+      - `groups`: integers `[B]`, where examples are not to be grouped by their labels.
+        `num_classes` is then the number of groups, and `labels` whatever `loss_fn`
+        takes, examples first.
+      - `state`, where the weights have one: `weights.init(C)` at first, then
+        `value.state`.
 
     Raises:
       ValueError: At construction if `num_classes` is not a positive integer, `weights`
-        no function or there is no such path; when called, if labels are not integers
-        `[B]`, if one is `C` or more (under `jit`, where values are unknown, the
-        direction becomes NaN instead), if inputs are not as many, losses or weights of
-        another shape or there are no examples, if `path="fused"` and examples may
-        interact, or `path="frozen"` and they may in more than a statistic, and if a
-        state or a reference is missing, of another shape or without use.
+        no function or there is no such path. When called, if labels or groups are not
+        integers `[B]` or one is `C` or more (under `jit`, where values are unknown,
+        the direction becomes NaN instead); if inputs are not as many, losses or weights
+        of another shape, or there are no examples; if a state or a reference is
+        missing, of another shape or without use; if `path="fused"` and examples may
+        interact, or `path="frozen"` and they may in more than a statistic.
       TypeError: When called, if a parameter is not of real floating point.
 
     Warning:
@@ -174,29 +176,33 @@ def pcn_value_and_grad(
     """
     weighing = Weighing.of(num_classes, weights, with_gramian)
     if path is not None:
-        check_choice("path", path, Path)
+        check_choice("path", path, GradientPath)
 
     def value_and_grad(
         params: chex.ArrayTree,
         inputs: Any,
         labels: jax.Array,
         *args: Any,
-        rows: jax.Array | None = None,
+        groups: jax.Array | None = None,
         reference: chex.ArrayTree | None = None,
         state: Any = None,
         **kwargs: Any,
     ) -> tuple[PCNValue, chex.ArrayTree]:
         check_params(params)
-        name, groups = ("labels", labels) if rows is None else ("rows", rows)
-        groups = check_labels(groups, ndim=1, num_classes=num_classes, name=name)
-        labels = groups if rows is None else labels
+        name = "labels" if groups is None else "groups"
+        checked = functools.partial(
+            check_labels, ndim=1, num_classes=num_classes, name=name
+        )
+        if groups is None:
+            labels = groups = checked(labels)
+        else:
+            groups = checked(groups)
         check_inputs(inputs, len(groups), name=name)
         weighing.check_reference(reference, params)
         weighing.check_state(state)
         groups = split_halves(groups) if weighing.by_halves else groups
-        fixed, arrays = take_out_arrays(args, kwargs)
-        losses_fn = _grouped(of_arrays(loss_fn, fixed), has_aux)
-        examples = {"inputs": inputs, "labels": labels}
+        losses_fn, arrays = _grouped(loss_fn, has_aux, args, kwargs)
+        examples = _Examples(inputs, labels)
         given = jax.tree.map(_on_device, (params, examples, groups, *arrays))
         if path != "masked":
             try:
@@ -219,7 +225,7 @@ def pcn_plan(
     weights: ClassWeights | StatefulClassWeights | None = None,
     has_aux: bool = False,
     with_gramian: bool = False,
-    path: Path | None = None,
+    path: GradientPath | None = None,
 ) -> Callable[..., Plan]:
     """Says how `pcn_value_and_grad` would compute a direction, without computing it.
 
@@ -246,34 +252,33 @@ def pcn_plan(
     """
     weighing = Weighing.of(num_classes, weights, with_gramian)
     if path is not None:
-        check_choice("path", path, Path)
+        check_choice("path", path, GradientPath)
 
     def plan(
         params: chex.ArrayTree,
         inputs: Any,
         labels: Any,
         *args: Any,
-        rows: Any = None,
+        groups: Any = None,
         reference: Any = None,
         state: Any = None,
         **kwargs: Any,
     ) -> Plan:
         check_params(params)
-        name, groups = ("labels", labels) if rows is None else ("rows", rows)
-        groups = groups if hasattr(groups, "dtype") else np.asarray(groups)
+        name = "labels" if groups is None else "groups"
         checked = functools.partial(check_labels, ndim=1, name=name)
-        groups = jax.eval_shape(checked, groups)
-        labels = groups if rows is None else labels
+        if groups is None:
+            labels = groups = jax.eval_shape(checked, _with_dtype(labels))
+        else:
+            groups = jax.eval_shape(checked, _with_dtype(groups))
         check_inputs(inputs, len(groups), name=name)
         weighing.check_reference(reference, params)
         del state  # what it is does not matter
         if path == "masked":
             return Plan("masked", "it was asked for", ())
-        fixed, arrays = take_out_arrays(args, kwargs)
-        losses_fn = _grouped(of_arrays(loss_fn, fixed), has_aux)
+        losses_fn, arrays = _grouped(loss_fn, has_aux, args, kwargs)
         try:
-            examples = {"inputs": inputs, "labels": labels}
-            given = params, examples, groups, *arrays
+            given = params, _Examples(inputs, labels), groups, *arrays
             traced = _trace(losses_fn, given, path)
         except NotProvenError as reason:
             return Plan("masked", str(reason), ())
@@ -305,20 +310,37 @@ def _on_device(x: Any) -> Any:
     return jnp.asarray(x) if isinstance(x, np.ndarray) else x
 
 
-def _grouped(loss_fn: LossFn, has_aux: bool) -> LossFn:
-    """The same loss, with the labels among the inputs and groups in their place."""
+def _with_dtype(labels: Any) -> Any:
+    return labels if hasattr(labels, "dtype") else np.asarray(labels)
+
+
+class _Examples(NamedTuple):
+    """What a batch has of each example."""
+
+    inputs: Any
+    labels: Any
+
+
+def _grouped(
+    loss_fn: LossFn, has_aux: bool, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> tuple[LossFn, list[Any]]:
+    """The same loss, of groups where labels were, and the arrays that it takes besides.
+
+    The labels are among its inputs, and all that is no array is put inside.
+    """
+    fixed, arrays = take_out_arrays(args, kwargs)
 
     def losses_fn(
-        params: chex.ArrayTree, examples: Any, groups: jax.Array, *args: Any
+        params: chex.ArrayTree, examples: _Examples, groups: jax.Array, *arrays: Any
     ) -> tuple[jax.Array, Any]:
-        output = loss_fn(params, examples["inputs"], examples["labels"], *args)
+        output = of_arrays(loss_fn, fixed)(params, *examples, *arrays)
         return losses_and_aux(output, groups.shape, has_aux=has_aux)
 
-    return losses_fn
+    return losses_fn, arrays
 
 
 def _trace(
-    losses_fn: LossFn, given: tuple[Any, ...], path: Path | None
+    losses_fn: LossFn, given: tuple[Any, ...], path: GradientPath | None
 ) -> tracing.Traced:
     """Understands a loss function, whose auxiliary output goes through a trace, too."""
 
@@ -336,15 +358,15 @@ def _trace(
     return tracing.trace(checked, *given, freeze=path == "frozen")
 
 
-def _masked_instead(reason: NotProvenError, path: Path | None) -> None:
-    if path is not None:
-        raise ValueError(
-            f"The {path} path is not proven to be right here: {reason}. Use "
-            "path='masked', which always is."
-        )
+def _masked_instead(reason: NotProvenError, path: GradientPath | None) -> None:
     other = ""
     if isinstance(reason, StatisticError):
         other = " path='frozen' holds that fixed while it takes norms, and is faster."
+    if path is not None:
+        raise ValueError(
+            f"The {path} path is not proven to be right here: {reason}. Use "
+            f"path='masked', which always is.{other}"
+        )
     warnings.warn(
         "pcn_value_and_grad makes all class gradients, which is slow: "
         f"{reason}. Pass path='masked' if that is what you want.{other}",
@@ -365,7 +387,7 @@ def _fused(
     # Labels that could not be checked before must not pass silently: NaN.
     one = jnp.where(jnp.any(groups >= num_groups), jnp.nan, 1)
     if reference is not None:
-        reference = jax.tree.map(layout.of_classes, unit_class_grads(reference)[0])
+        reference = jax.tree.map(layout.to_rows, unit_class_grads(reference)[0])
     measured = gradients.measure(
         traced,
         *given,
@@ -374,16 +396,15 @@ def _fused(
         reference=reference,
         with_gramian=weighing.with_gramian,
     )
-    halves = gramian = alignment = None
     dtype = widest_dtype(jax.tree.leaves(given[0]))  # as of class gradients
-    if measured.halves is not None:
-        halves = layout.to_classes(measured.halves)[::2].astype(dtype)
-    if measured.gramian is not None:
-        gramian = layout.to_classes(layout.to_classes(measured.gramian).T).T
-        gramian = gramian.astype(dtype)
-    if measured.alignment is not None:
-        alignment = layout.to_classes(measured.alignment).astype(dtype)
-    norms = layout.to_classes(measured.norms).astype(dtype)
+    norms, halves, gramian, alignment = jax.tree.map(
+        lambda of_rows: layout.to_classes(of_rows).astype(dtype),
+        (measured.norms, measured.halves, measured.gramian, measured.alignment),
+    )
+    if halves is not None:
+        halves = halves[::2]
+    if gramian is not None:
+        gramian = layout.to_classes(gramian.T).T
     counts = layout.to_classes(layout.counts)
     losses = jnp.where(layout.members, measured.losses[None, :], 0).sum(axis=1)
     losses = losses / at_least_one(layout.counts).astype(losses.dtype)
@@ -394,7 +415,7 @@ def _fused(
         measured.aux,
         state,
     )
-    of_rows = jnp.where(layout.counts > 0, layout.of_classes(weights), 0)
+    of_rows = jnp.where(layout.counts > 0, layout.to_rows(weights), 0)
     return value, measured.add_up(of_rows)
 
 

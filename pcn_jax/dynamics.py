@@ -24,7 +24,8 @@ def class_means(values: jax.Array, labels: jax.Array, num_classes: int) -> jax.A
       num_classes: `C`.
 
     Returns:
-      Means `[C]`, float32 or wider; NaN for a class that has no examples.
+      Means `[C]`, float32 or wider; NaN for a class that has no examples, and for all
+      if a label is `C` or more and its value is not known, as under `jit`.
 
     Raises:
       ValueError: If labels are not integers `[n]`, if one is known to be `C` or more,
@@ -42,7 +43,8 @@ def class_means(values: jax.Array, labels: jax.Array, num_classes: int) -> jax.A
     values = at_least_float32(values)
     of_class = members(labels, num_classes)
     sums = jnp.where(of_class, values[None, :], 0).sum(axis=1)
-    return sums / of_class.sum(axis=1, dtype=values.dtype)
+    means = sums / of_class.sum(axis=1, dtype=values.dtype)
+    return jnp.where(jnp.any(labels >= num_classes), jnp.nan, means)
 
 
 def macro_recall(recalls: jax.Array) -> jax.Array:

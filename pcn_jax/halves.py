@@ -33,7 +33,8 @@ def split_halves(labels: jax.Array) -> jax.Array:
     is_first = jnp.diff(labels[order], prepend=labels[order[:1]] - 1) != 0
     first = jax.lax.cummax(jnp.where(is_first, place, 0))
     rank = jnp.zeros_like(labels).at[order].set(place - first)
-    return jnp.where(labels < 0, labels, 2 * labels + rank % 2)
+    within = jnp.minimum(labels, jnp.iinfo(labels.dtype).max // 2)  # no overflow
+    return jnp.where(labels < 0, labels, 2 * within + rank % 2)
 
 
 def half_products(halves: chex.ArrayTree, norms: jax.Array) -> jax.Array:

@@ -277,7 +277,7 @@ def inverse_smoothed_norm(
     σ²/b`: the noisier a class, the shorter its step. The examples of a class in the
     batch, split in two halves, tell how long the true gradient is: their noise is
     independent, so `⟨G_a, G_b⟩` is on average `‖G‖²`, `G` being the gradient of the
-    class's mean loss. Smoothed over steps, two numbers a class, it takes the place of
+    class's mean loss. Smoothed over steps, three numbers a class, it takes the place of
     the noisy norm.
 
     The ratio of both averages is an estimate of `p²`, how much of a mini-batch gradient

@@ -79,7 +79,9 @@ def reference_of(grads: Any) -> Any:
 
 def fused(case: Case, labels: Any = LABELS, **options: Any) -> Any:
     arguments = {"num_classes": NUM_CLASSES, "path": "fused", **options}
-    given = {k: arguments.pop(k) for k in ("rows", "reference") if k in arguments}
+    given = {
+        k: arguments.pop(k) for k in ("groups", "reference", "state") if k in arguments
+    }
     function = jax.jit(pcn_value_and_grad(case.loss, **arguments))
     return function(case.params, case.inputs, labels, *case.args, **given)
 

@@ -227,12 +227,12 @@ class TestBatches:
     ) -> None:
         case, order = CASES["conv"], np.array([3, 1, 6, 0, 2, 5, 4])
         names = np.array([2, 0, 1], np.int32)
-        _, direction = fused(case, rows=LABELS, num_classes=num_classes)
+        _, direction = fused(case, groups=LABELS, num_classes=num_classes)
         shuffled = case._replace(inputs=case.inputs[order])
         _, again = fused(
             shuffled,
             LABELS[order],
-            rows=names[LABELS][order],
+            groups=names[LABELS][order],
             num_classes=num_classes,
         )
         assert_close(again, direction, atol=1e-6)
@@ -245,7 +245,7 @@ class TestBatches:
             return case.loss(params, inputs, jnp.asarray(LABELS))
 
         _, grads, _ = explicit(case._replace(loss=loss), [], halves, 6)
-        value, _ = fused(case, rows=halves, num_classes=6, with_gramian=True)
+        value, _ = fused(case, groups=halves, num_classes=6, with_gramian=True)
         expected = pcn_jax.class_cosines(grads)
         assert_close(value.statistics.cosines, expected, atol=1e-5)
         assert value.counts.tolist() == [2, 2, 1, 0, 1, 1]
@@ -331,7 +331,7 @@ class TestBatches:
             return case.loss(params, x, targets.argmax(axis=1))
 
         soft = case._replace(loss=loss)
-        found = fused(soft, targets, rows=jnp.asarray(LABELS), path=path)
+        found = fused(soft, targets, groups=jnp.asarray(LABELS), path=path)
         assert_close(found, fused(case, path=path), atol=1e-6)
 
     @pytest.mark.parametrize("padding", [-(2**32), np.iinfo(np.int64).min])
@@ -372,6 +372,16 @@ class TestBatches:
     def test_unsigned_labels_out_of_range(self) -> None:
         labels = jnp.asarray(LABELS, jnp.uint32).at[0].set(2**32 - 1)
         _, direction = fused(CASES["mlp"], labels)  # unknown when tracing
+        assert all(np.isnan(x).any() for x in jax.tree.leaves(direction))
+
+    @pytest.mark.parametrize("label", [NUM_CLASSES, 2**30, 2**31 - 1])
+    @pytest.mark.parametrize("path", ["fused", "masked"])
+    def test_labels_whose_halves_are_out_of_range(self, label: int, path: Any) -> None:
+        smoothed = pcn_jax.weights.inverse_smoothed_norm(0.3)
+        labels, state = jnp.asarray(LABELS).at[0].set(label), smoothed.init(NUM_CLASSES)
+        _, direction = fused(
+            CASES["mlp"], labels, weights=smoothed, state=state, path=path
+        )
         assert all(np.isnan(x).any() for x in jax.tree.leaves(direction))
 
     def test_labels_out_of_range(self) -> None:

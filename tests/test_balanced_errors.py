@@ -89,11 +89,11 @@ def test_names_for_labels(path: Any) -> None:
         )
 
 
-def test_rows_are_called_rows() -> None:
-    with pytest.raises(ValueError, match="rows must be integers"):
-        fused(CASES["mlp"], rows=LABELS[:, None])
-    with pytest.raises(ValueError, match="the 5 examples of the rows"):
-        fused(CASES["mlp"], rows=LABELS[:5])
+def test_groups_are_called_groups() -> None:
+    with pytest.raises(ValueError, match="groups must be integers"):
+        fused(CASES["mlp"], groups=LABELS[:, None])
+    with pytest.raises(ValueError, match="the 5 examples of the groups"):
+        fused(CASES["mlp"], groups=LABELS[:5])
 
 
 @pytest.mark.parametrize("path", ["fused", "masked"])
@@ -121,7 +121,7 @@ def test_inputs_that_are_of_all_examples_are_named() -> None:
 
     inputs = {"x": CASES["mlp"].inputs, "scale": jnp.float32(2)}
     plan = pcn_jax.pcn_plan(loss, NUM_CLASSES)(MLP, inputs, LABELS)
-    assert "['inputs']['scale'] have no examples on their first" in plan.reason
+    assert "inputs['scale'] has shape (" in plan.reason
 
 
 @pytest.mark.parametrize(

@@ -68,6 +68,11 @@ class TestClassMeans:
         with pytest.raises(ValueError, match=message):
             class_means(values, labels, num_classes)
 
+    def test_are_nan_where_a_label_is_found_out_of_range_too_late(self) -> None:
+        means = jax.jit(lambda labels: class_means(jnp.ones(3), labels, 2))
+        assert jnp.all(jnp.isnan(means(jnp.array([0, 1, 7]))))
+        assert means(jnp.array([0, 1, -1])).tolist() == [1, 1]
+
 
 class TestMacroRecall:
     """The mean over classes of their recalls."""

@@ -169,18 +169,18 @@ def test_takes_the_keywords_of_the_balanced_gradient() -> None:
     params = {"w": normal(0, 6, 3), "b": normal(1, 3)}
     given = params, normal(2, 64, 6), jax.nn.softmax(normal(3, 64, 3))
     rows = np.zeros(64, np.int32)
-    plain = pcn_jax.pcn_plan(loss, 4)(*given, rows=rows)
+    plain = pcn_jax.pcn_plan(loss, 4)(*given, groups=rows)
     assert plain.path == "fused"
     reference = jax.tree.map(lambda p: jnp.ones((4, *p.shape)), params)
-    kept = pcn_jax.pcn_plan(loss, 4)(*given, rows=rows, reference=reference)
+    kept = pcn_jax.pcn_plan(loss, 4)(*given, groups=rows, reference=reference)
     assert dict(kept.ways)["['b']"] != dict(plain.ways)["['b']"] == "examples"
     smoothed = pcn_jax.weights.inverse_smoothed_norm(0.3)
     halves = pcn_jax.pcn_plan(loss, 4, weights=smoothed)
-    assert halves(*given, rows=rows) == halves(
-        *given, rows=rows, state=smoothed.init(4)
+    assert halves(*given, groups=rows) == halves(
+        *given, groups=rows, state=smoothed.init(4)
     )
     with pytest.raises(ValueError, match="reference must be class gradients"):
-        pcn_jax.pcn_plan(loss, 4)(*given, rows=rows, reference=params)
+        pcn_jax.pcn_plan(loss, 4)(*given, groups=rows, reference=params)
 
 
 def test_a_path_that_is_not_there() -> None:

@@ -34,10 +34,10 @@ Macro recall over training is the mean over the log-spaced measurements after th
 Each line has its own learning rate, from the same search. Rates that work: those of the
 search's grid within 5 % of the best score. Momentum is 0.9 and, as Adam, behind the sum
 over classes; class momentum is before class gradients are normalised, and remembers all
-of them, the smoothed norm two numbers a class. Alignment is the least part of the noisy
-norm that is taken for the true one (`min_alignment`). With p averaged, the norm is that
-of the batch and only its alignment an average over steps (`average`). Uniform: batches
-are shuffled, and not stratified; so a class may be absent from one. Norm is the
+of them, the smoothed norm three numbers a class. Alignment is the least part of the
+noisy norm that is taken for the true one (`min_alignment`). With p averaged, the norm
+is that of the batch and only its alignment an average over steps (`average`). Uniform:
+batches are shuffled, and not stratified; so a class may be absent from one. Norm is the
 largest that clipping leaves (`max_norm`): 0.1 unless said otherwise, as the one rule
 has it, which was chosen after a look at these runs, on test data, as was the 1 of
 PCNSGD+O+LA after trials of 0.1 to 3 on four of these set-ups. On animals-vehicles two

@@ -106,7 +106,7 @@ def common_axis(axes: Iterable[Axis]) -> int:
     return found.pop()
 
 
-_INTERACT = "examples of the batch interact: "
+_INTERACT = "examples of the batch may interact: "
 
 
 def mixes(what: str) -> NotProvenError:

@@ -76,7 +76,7 @@ class ClassLayout(NamedTuple):
         is_shown = is_shown.reshape(-1, *[1] * (of_rows.ndim - 1))
         return jnp.where(is_shown, of_rows[row], 0)
 
-    def of_classes(self, of_classes: jax.Array) -> jax.Array:
+    def to_rows(self, of_classes: jax.Array) -> jax.Array:
         """A quantity of each class `[C, ...]`, for each row; arbitrary if not used."""
         if self.num_rows == self.num_classes:
             return of_classes

@@ -307,7 +307,7 @@ def _follow_scan(use: Use) -> Scan:
     )
     start, carries = len(use.axes) - scanned, len(use.results) - stacked
     if 0 in use.axes[start:]:
-        raise mixes("a scan runs over them")
+        raise mixes("a loop (lax.scan, lax.map) runs over them")
     inner = [*use.axes[:start], *(x if x is None else x - 1 for x in use.axes[start:])]
     carry = slice(start - carries, start)
     inputs, outputs = _follow_loop(body, inner, carry, use.size)

@@ -24,7 +24,8 @@ class Site(NamedTuple):
       axes: The batch axis, of each of `equation.inputs`.
       out_axes: The same, of each differentiable result.
       differentiable: Which results those are.
-      size: `B`, the examples; or `B * k`, if each has `k` places on that axis.
+      size: `B`, the examples; or `B * k`, if each has `k` places on that axis; 0 if
+        some results have no derivative.
       contracted: `K`, the products summed in one number of the result; 1 if there are
         none.
       tokens: `T`, how often an example uses each number of a kernel: the positions of

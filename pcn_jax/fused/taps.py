@@ -25,7 +25,8 @@ class Taps(NamedTuple):
 
     Attributes:
       values: The operands, by slot.
-      cotangents: Derivative of the sum of the losses by each differentiable result.
+      cotangents: Derivative of the mean loss, over the examples that count, by each
+        differentiable result.
     """
 
     values: dict[Slot, jax.Array]
@@ -41,7 +42,7 @@ def repeated(of_examples: jax.Array, size: int) -> jax.Array:
 def weight_gradients(
     site: Site, taps: Taps, weights: jax.Array
 ) -> dict[Slot, jax.Array]:
-    """Gradient of the weighted sum of the losses, by each parameter of a site.
+    """Gradient of the weighted mean of the losses, by each parameter of a site.
 
     Args:
       site: The site.

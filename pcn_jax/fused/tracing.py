@@ -89,16 +89,14 @@ def trace(
     closed, shapes = jax.make_jaxpr(losses_fn, return_shape=True)(*given)
     program = flatten(closed)
     counted = jax.tree.leaves((inputs, labels))
-    if any(jnp.shape(x)[:1] != jnp.shape(labels) for x in counted):
-        where = ", ".join(
-            jax.tree_util.keystr(path)
-            for path, x in jax.tree_util.tree_leaves_with_path(inputs)
-            if jnp.shape(x)[:1] != jnp.shape(labels)
-        )
-        raise NotProvenError(
-            f"{where or 'labels'} have no examples on their first axis: what is of all "
-            "examples goes behind the labels"
-        )
+    for path, x in jax.tree_util.tree_leaves_with_path(inputs):
+        if jnp.shape(x)[:1] != jnp.shape(labels):
+            name = jax.tree_util.keystr(path).removeprefix(".")
+            raise NotProvenError(
+                f"{name} has shape {jnp.shape(x)}, and so not the {len(labels)} "
+                "examples on its first axis: what is of all examples goes behind the "
+                "labels"
+            )
     number = len(jax.tree.leaves(params))
     axes = [
         *[None] * number,

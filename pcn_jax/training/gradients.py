@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pcn_jax.balanced import Path, pcn_value_and_grad
+from pcn_jax.balanced import GradientPath, pcn_value_and_grad
 from pcn_jax.class_gradients import (
     ClassValue,
     ClassValueAndGrad,
@@ -113,7 +113,7 @@ def half_class_gradients(problem: Problem, sampler: Sampler) -> StepGradients:
 
 
 def balanced_gradients(
-    problem: Problem, sampler: Sampler, weights: Weights, path: Path | None
+    problem: Problem, sampler: Sampler, weights: Weights, path: GradientPath | None
 ) -> StepGradients:
     """The balanced direction, as a single row; logits adjusted if the state says so.
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from pcn_jax.balanced import Path
+from pcn_jax.balanced import GradientPath
 from pcn_jax.samplers import Sampler
 from pcn_jax.training.algorithms import Algorithm, Weights
 from pcn_jax.training.config import TrainConfig
@@ -207,7 +207,7 @@ def _weights(
     return algorithm.weights(config, problem.class_shares)
 
 
-def _path(problem: Problem, config: TrainConfig) -> Path | None:
+def _path(problem: Problem, config: TrainConfig) -> GradientPath | None:
     """How balanced gradients are had; `"masked"` makes all class gradients first."""
     if config.frozen_statistics:
         return "frozen"

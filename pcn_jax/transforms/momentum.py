@@ -32,7 +32,7 @@ def class_momentum(
 ) -> optax.GradientTransformationExtraArgs:
     """Puts the moving average of each class gradient in its place.
 
-        g_l = (B_l / B) EMA(G_l),    G_l = (B / B_l) g_l
+        g_l ← (B_l / B) EMA(G_l),    G_l = (B / B_l) g_l
 
     What is averaged is the gradient of the mean loss of the class, so it does not
     matter how many examples the batches before had of it.
@@ -44,8 +44,8 @@ def class_momentum(
     their start from zero.
 
     It remembers `C` times the parameters, and class gradients have to be made.
-    `scale_by_smoothed_class_norm`, which has the same purpose, remembers two numbers a
-    class, and came out ahead wherever the two were compared (`RESULTS.md`, C11).
+    `scale_by_smoothed_class_norm`, which has the same purpose, remembers three numbers
+    a class, and came out ahead wherever the two were compared (`RESULTS.md`, C11).
 
     Args:
       num_classes: `C`; behind `optax.inject_hyperparams` one of its `static_args`.
