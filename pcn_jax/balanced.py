@@ -407,7 +407,8 @@ def _fused(
         gramian = layout.to_classes(gramian.T).T
     counts = layout.to_classes(layout.counts)
     losses = jnp.where(layout.members, measured.losses[None, :], 0).sum(axis=1)
-    losses = losses / at_least_one(layout.counts).astype(losses.dtype)
+    losses *= one.astype(losses.dtype)
+    losses /= at_least_one(layout.counts).astype(losses.dtype)
     value, weights = weighing.weigh(
         layout.to_classes(losses),
         ClassStatistics(norms, counts, gramian, alignment),

@@ -214,6 +214,24 @@ def masked_steps(params: Any, x: jax.Array, y: jax.Array, key: Any) -> jax.Array
     return head(params, last, y)
 
 
+def keys_of_examples(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
+    """Each example has a key, which the loop splits, and folds numbers in."""
+
+    def one(x: jax.Array, key: jax.Array) -> jax.Array:
+        def step(carry: Any, given: Any) -> tuple[Any, None]:
+            (h, key), (w, number) = carry, given
+            key, now = jax.random.split(key)
+            kept = jax.random.bernoulli(jax.random.fold_in(now, number), 0.7, h.shape)
+            return (jnp.tanh(jnp.where(kept, h, 0) @ w), key), None
+
+        numbers = jnp.arange(DEPTH, dtype=jnp.uint32)
+        (last, _), _ = lax.scan(step, (x[0], key), (params["w"], numbers))
+        return last
+
+    keys = jax.random.split(jax.random.key(2), len(x))
+    return head(params, jax.vmap(one)(x, keys), y)
+
+
 def no_steps(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
     """No layers, and a kernel without numbers."""
     last, _ = lax.scan(lambda h, w: (jnp.tanh(h @ w), None), x[:, 0], params["w"])
@@ -316,6 +334,9 @@ OPENED = {
         no_steps,
         {"w": _SQUARES[:0], "none": normal(98, 0, WIDTH), "head": HEAD},
         SEQUENCES,
+    ),
+    "keys of examples": Case(
+        keys_of_examples, {"w": _SQUARES, "head": HEAD}, SEQUENCES
     ),
     "masked steps": Case(
         masked_steps, {"w": _SQUARES, "head": HEAD}, SEQUENCES, (jax.random.key(1),)

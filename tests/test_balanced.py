@@ -313,6 +313,28 @@ class TestBatches:
         plan_of = pcn_jax.pcn_plan(squared_error, **given)
         assert plan_of(w, inputs, labels).ways == (("params", "pairs"),)
 
+    def test_norms_that_are_too_large_are_not_taken_for_none(self) -> None:
+        w, x = jnp.ones((3, 2)), 1e20 * jnp.eye(3)
+        _, direction = pcn_value_and_grad(
+            lambda w, x, y: (x @ w).sum(axis=1), 3, path="fused"
+        )(w, x, jnp.arange(3))
+        assert jnp.all(jnp.isnan(direction))
+
+    def test_small_losses_of_nets_in_float16(self) -> None:
+        case = CASES["mlp"]
+
+        def loss(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
+            half = jax.tree.map(lambda x: x.astype(jnp.float16), (params, x))
+            losses: jax.Array = case.loss(*half, y)
+            return 1e-4 * losses.astype(jnp.float32)
+
+        small = case._replace(loss=loss)
+        with jax.numpy_dtype_promotion("standard"):
+            (_, found), (_, expected) = (
+                fused(small, path=path) for path in ("fused", "masked")
+            )
+        assert_close(found, expected, atol=0.02)
+
     @pytest.mark.parametrize("path", ["fused", "masked"])
     def test_an_infinite_weight_of_an_absent_class_does_no_harm(
         self, path: str
@@ -352,8 +374,21 @@ class TestBatches:
         with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
             case = Case(CASES["mlp"].loss, *in_float64(tuple(CASES["mlp"][1:])))
             labels = jnp.asarray(LABELS, jnp.int64).at[0].set(label)
-            _, direction = fused(case, labels, path=path)  # unknown when tracing
+            value, direction = fused(case, labels, path=path)  # unknown when tracing
         assert all(np.isnan(x).any() for x in jax.tree.leaves(direction))
+        assert np.isnan(value.losses).all()
+
+    @pytest.mark.parametrize("dtype", [np.int64, np.uint8, np.float32])
+    def test_inputs_of_another_dtype_than_parameters(self, dtype: Any) -> None:
+        with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
+            x, w = np.arange(21).reshape(7, 3) % 5, normal(4, 3, 3).astype(np.float64)
+            case = Case(
+                lambda w, x, y: cross_entropy(x @ w, y), jnp.asarray(w), x.astype(dtype)
+            )
+            (_, found), (_, expected) = (
+                fused(case, path=path) for path in ("fused", "masked")
+            )
+            assert_close(found, expected)
 
     def test_numbers_have_the_dtype_of_class_gradients(self) -> None:
         with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):

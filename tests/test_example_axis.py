@@ -56,6 +56,8 @@ APART: dict[str, Function] = {
     "cumulative": lambda x: jnp.cumsum(x, axis=1),
     "reversed": lambda x: x[:, ::-1],
     "padded": lambda x: jnp.pad(x, ((0, 0), (1, 2), (0, 0))),
+    "put on a device": jax.device_put,
+    "bits": lambda x: lax.bitcast_convert_type(x, jnp.uint16).astype(jnp.float32),
     "slice": lambda x: x[:, 1:3, ::2],
     "dynamic slice": lambda x: lax.dynamic_slice_in_dim(x, jnp.int32(1), 2, 1),
     "dynamic update": lambda x: lax.dynamic_update_slice_in_dim(
@@ -134,6 +136,9 @@ TOGETHER: dict[str, Function] = {
     "slice": lambda x: x[1:],
     "strided": lambda x: x[::2],
     "padded": lambda x: jnp.pad(x, ((1, 0), (0, 0), (0, 0))),
+    "bits joined": lambda x: lax.bitcast_convert_type(
+        x[:2, 0, 0].astype(jnp.float16), jnp.float32
+    ),
     "reshape": lambda x: x.transpose(1, 0, 2).reshape(4 * SIZE, 3),
     "mean of places": lambda x: x.reshape(SIZE * 4, 3).mean(axis=0),
     "reversed places": lambda x: x.reshape(SIZE * 4, 3)[::-1],

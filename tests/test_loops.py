@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 from fused_losses import CASES, LABELS, NUM_CLASSES, SIZE, Case, cross_entropy
-from loop_losses import OPENED, WHOLE
+from loop_losses import OPENED, WHOLE, head
 
 import pcn_jax
 from pcn_jax.fused import tracing
@@ -110,6 +110,64 @@ def test_what_a_step_would_compute_again_is_not_kept(name: str, expected: bool) 
     jaxpr = jax.make_jaxpr(function)(case.params, case.inputs, LABELS)
     named = any(name in str(jaxpr) for name in ("remat", "checkpoint"))
     assert named is expected  # in the pass back, by the name that JAX has for it
+
+
+def measured_layers(params: Any, x: jax.Array, y: jax.Array) -> Any:
+    """The loop also returns, and carries, what is taken over all examples."""
+
+    def step(carry: Any, w: jax.Array) -> Any:
+        h, total = carry
+        h = jnp.tanh(h @ w)
+        return (h, total + h.std(axis=0) + (w * w).sum()), (jnp.abs(h).mean(), h)
+
+    start = x[:, 0], jnp.zeros(x.shape[2], x.dtype)
+    (last, total), (means, states) = jax.lax.scan(step, start, params["w"])
+    return head(params, last + states[0], y), {
+        "total": total,
+        "means": means,
+        "states": states,
+    }
+
+
+def test_examples_may_meet_in_what_loops_return_for_the_auxiliary_output() -> None:
+    case = OPENED["masked steps"]
+    given = case.params, case.inputs, jnp.asarray(LABELS)
+    options: Any = {"num_classes": NUM_CLASSES, "has_aux": True}
+    plan = pcn_jax.pcn_plan(measured_layers, **options)(*given)
+    assert dict(plan.ways)["['w']"].startswith("rows")
+    fused, masked = (
+        jax.jit(pcn_jax.pcn_value_and_grad(measured_layers, path=path, **options))(
+            *given
+        )
+        for path in ("fused", "masked")
+    )
+    chex.assert_trees_all_close(fused, masked, atol=1e-5)
+
+    def of_the_total(*given: Any) -> jax.Array:
+        losses, aux = measured_layers(*given)
+        total: jax.Array = losses + aux["total"].sum()
+        return total
+
+    assert pcn_jax.pcn_plan(of_the_total, NUM_CLASSES)(*given).path == "masked"
+
+
+def test_what_loops_print_is_printed() -> None:
+    case = OPENED["masked steps"]
+    seen: list[Any] = []
+
+    def loss(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
+        def step(h: jax.Array, w: jax.Array) -> tuple[jax.Array, None]:
+            h = jnp.tanh(h @ w)
+            jax.debug.callback(seen.append, h)
+            return h, None
+
+        last, _ = jax.lax.scan(step, x[:, 0], params["w"])
+        return head(params, last, y)
+
+    function = pcn_jax.pcn_value_and_grad(loss, NUM_CLASSES, path="fused")
+    jax.block_until_ready(jax.jit(function)(case.params, case.inputs, LABELS))
+    jax.effects_barrier()
+    assert [h.shape for h in seen] == [case.inputs[:, 0].shape] * len(case.params["w"])
 
 
 def test_layers_in_bfloat16() -> None:

@@ -45,6 +45,7 @@ class Use(NamedTuple):
       shapes: Of its operands.
       results: Shapes of its results.
       size: How many examples there are.
+      live: Which results are used.
       whole: The program that it is in, if that always runs on the whole batch: a part,
         such as the body of a loop, may run on some examples.
     """
@@ -54,6 +55,7 @@ class Use(NamedTuple):
     shapes: list[tuple[int, ...]]
     results: list[tuple[int, ...]]
     size: int
+    live: list[bool]
     whole: Program | None
 
     @property
@@ -128,6 +130,13 @@ def _elementwise(use: Use) -> Sequence[Axis]:
 
 def _each_by_itself(use: Use) -> Sequence[Axis]:
     return use.axes
+
+
+def _bitcast(use: Use) -> Sequence[Axis]:
+    # Where the width changes, an axis comes or goes at the end.
+    if use.axis >= len(use.results[0]):
+        raise mixes("their bits are joined")
+    return [use.axis]
 
 
 def _along(name: str) -> Rule:
@@ -445,7 +454,7 @@ REARRANGING = ELEMENTWISE | {
 """Primitives whose result still has all examples in it, if an operand has."""
 
 _RULES: dict[str, Rule] = {
-    **dict.fromkeys([*ELEMENTWISE, "polynomial"], _elementwise),
+    **dict.fromkeys([*ELEMENTWISE, "polynomial", "random_fold_in"], _elementwise),
     **dict.fromkeys(
         ["cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp", "split", "top_k"],
         _along("axis"),
@@ -471,9 +480,14 @@ _RULES: dict[str, Rule] = {
     "concatenate": _along("dimension"),
     "rev": _along("dimensions"),
     **dict.fromkeys(
-        ["layout_constraint", "optimization_barrier", "reshard", "sharding_constraint"],
+        """
+        device_put layout_constraint optimization_barrier random_bits random_seed
+        random_split random_unwrap reshard sharding_constraint
+        """.split(),  # noqa: SIM905
         _each_by_itself,
     ),
+    "random_wrap": _before_last(1),
+    "bitcast_convert_type": _bitcast,
     "broadcast_in_dim": _broadcast,
     "reshape": _reshape,
     "squeeze": _squeeze,

@@ -35,6 +35,7 @@ from pcn_jax.fused.program import (
     flatten,
     has_gradient,
     needed_for,
+    used_in,
 )
 
 
@@ -80,7 +81,7 @@ def follow_examples(
     """
     known: dict[Slot, Axis] = dict.fromkeys(program.constants)
     known.update(zip(program.inputs, axes, strict=True))
-    size = size or _size(program, known)
+    size, used = size or _size(program, known), used_in(program)
     statistics: list[Slot] = []
     # What is made of inputs of several examples and has no axis for them. A net behind
     # inputs of all examples would pass for a parameter, and be gone through once a
@@ -89,7 +90,7 @@ def follow_examples(
     refused: dict[Slot, NotProvenError] = {}
     for equation in program.equations:
         name = equation.primitive
-        use = _use(equation, program, known, size, is_whole=depends is not None)
+        use = _use(equation, program, known, size, used, is_whole=depends is not None)
         is_free = depends is not None and depends.isdisjoint(equation.outputs)
         outputs: Sequence[Axis] = [None] * len(equation.outputs)
         reason = next((refused[x] for x in equation.inputs if x in refused), None)
@@ -127,6 +128,7 @@ def _use(
     program: Program,
     known: dict[Slot, Axis],
     size: int,
+    used: set[Slot],
     *,
     is_whole: bool = False,
 ) -> Use:
@@ -136,6 +138,7 @@ def _use(
         [() if slot is None else program.shape(slot) for slot in equation.operands],
         [program.shape(slot) for slot in equation.outputs],
         size,
+        [slot in used for slot in equation.outputs],
         program if is_whole else None,
     )
 
@@ -225,24 +228,35 @@ def _linear_solve(use: Use) -> Sequence[Axis]:
     return [use.axis] * len(of_rhs)
 
 
-def _follow_inner(program: Program, axes: Sequence[Axis], size: int) -> list[Axis]:
+def _follow_inner(
+    program: Program,
+    axes: Sequence[Axis],
+    size: int,
+    results: Sequence[Slot] | None = None,
+) -> list[Axis]:
+    """Axes of the outputs of a part; anything of those that are not among `results`."""
+    results = program.outputs if results is None else list(results)
+    needed = needed_for(program, results)._replace(outputs=results)
     try:
-        needed = needed_for(program, program.outputs)
         known = follow_examples(needed, axes, size=size).axes
     except StatisticError as reason:  # in a loop or a branch it cannot be held fixed
         inside = NotProvenError(*reason.args)
         inside.source = reason.source
         raise inside from None
-    return [known[slot] for slot in program.outputs]
+    return [known.get(slot) for slot in program.outputs]
 
 
 def _follow_loop(
-    body: Program, axes: Sequence[Axis], carry: slice, size: int
+    body: Program,
+    axes: Sequence[Axis],
+    carry: slice,
+    size: int,
+    results: Sequence[Slot] | None = None,
 ) -> tuple[list[Axis], list[Axis]]:
     """Axes of a loop's inputs and outputs, once what it carries has settled."""
     inputs = list(axes)
     while True:
-        outputs = _follow_inner(body, inputs, size)
+        outputs = _follow_inner(body, inputs, size, results)
         carried = len(inputs[carry])
         joined = [
             before if after is None else after
@@ -267,6 +281,8 @@ class Scan(NamedTuple):
         is the same in all of them, and what comes after has a slice for each.
       axes: The batch axis, of each input of the body.
       results: The same of each result of the loop.
+      live: The outputs of the body in which examples were followed: all, or those
+        without which the results that are used could not be known.
       size: How many examples there are.
     """
 
@@ -274,16 +290,21 @@ class Scan(NamedTuple):
     carry: slice
     axes: list[Axis]
     results: list[Axis]
+    live: list[Slot]
     size: int
 
 
-def follow_scan(equation: Equation, program: Program, axes: dict[Slot, Axis]) -> Scan:
+def follow_scan(
+    equation: Equation, program: Program, axes: dict[Slot, Axis], used: set[Slot]
+) -> Scan:
     """Follows the examples into a loop of fixed length.
 
     Args:
       equation: The loop, a `scan`.
       program: Where it is.
       axes: The axis of each of its operands.
+      used: The slots that matter. In results that are not among them, such as
+        measurements of layers, examples may meet.
 
     Returns:
       The inside of the loop.
@@ -291,7 +312,7 @@ def follow_scan(equation: Equation, program: Program, axes: dict[Slot, Axis]) ->
     Raises:
       NotProvenError: If examples interact in it, or may do so.
     """
-    return _follow_scan(_use(equation, program, axes, _size(program, axes)))
+    return _follow_scan(_use(equation, program, axes, _size(program, axes), used))
 
 
 def _follow_scan(use: Use) -> Scan:
@@ -309,10 +330,28 @@ def _follow_scan(use: Use) -> Scan:
     if 0 in use.axes[start:]:
         raise mixes("a loop (lax.scan, lax.map) runs over them")
     inner = [*use.axes[:start], *(x if x is None else x - 1 for x in use.axes[start:])]
-    carry = slice(start - carries, start)
-    inputs, outputs = _follow_loop(body, inner, carry, use.size)
+    carry, live = slice(start - carries, start), body.outputs
+    try:
+        inputs, outputs = _follow_loop(body, inner, carry, use.size)
+    except NotProvenError:
+        if all(use.live):
+            raise
+        live = _live_outputs(body, carry, use.live)
+        inputs, outputs = _follow_loop(body, inner, carry, use.size, live)
     stacks = [y if y is None else y + 1 for y in outputs[carries:]]
-    return Scan(body, carry, inputs, [*outputs[:carries], *stacks], use.size)
+    return Scan(body, carry, inputs, [*outputs[:carries], *stacks], live, use.size)
+
+
+def _live_outputs(body: Program, carry: slice, live: Sequence[bool]) -> list[Slot]:
+    """Those without which the live ones are not known, in this step or a later one."""
+    carried = list(zip(body.inputs[carry], body.outputs, strict=False))
+    found = list(itertools.compress(body.outputs, live))
+    while True:
+        used = used_in(needed_for(body, found)._replace(outputs=found))
+        more = [after for before, after in carried if before in used]
+        if set(more) <= set(found):
+            return found
+        found = list(dict.fromkeys([*found, *more]))
 
 
 def _scan(use: Use) -> Sequence[Axis]:

@@ -157,6 +157,7 @@ def measure(
     # Where examples nearly cancel, the rest is rounding: not even its sign is known.
     rounding = _ROUNDING * float(np.finfo(singles.dtype).eps)
     norms = jnp.sqrt(jnp.maximum(squares, rounding * singles))
+    norms = jnp.where(jnp.isinf(norms), jnp.nan, norms)  # too large to be known
     if reference is not None:
         products = _products(matrices, jax.tree.leaves(reference))
         alignment = jnp.clip(products / jnp.where(norms == 0, 1, norms), -1, 1)

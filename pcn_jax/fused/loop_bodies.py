@@ -1,11 +1,17 @@
 """A loop of fixed length, taken apart: what comes before it, and its sites."""
 
-import itertools
 from typing import NamedTuple
 
 from pcn_jax.fused.axis_rules import Axis
 from pcn_jax.fused.example_axis import Scan, follow_examples, follow_scan
-from pcn_jax.fused.program import Equation, Program, Slot, dependent_on, needed_for
+from pcn_jax.fused.program import (
+    Equation,
+    Program,
+    Slot,
+    dependent_on,
+    needed_for,
+    used_in,
+)
 from pcn_jax.fused.sites import Site, find_sites
 
 
@@ -15,7 +21,7 @@ class Loop(NamedTuple):
     Attributes:
       equation: The loop as it is.
       scan: What it says.
-      axes: The batch axis, of every slot.
+      axes: The batch axis, of every slot that the losses need.
       alone: Slots that depend on parameters alone.
       sliced: Slots that differ from step to step, but depend neither on what the loop
         carries nor on examples.
@@ -36,11 +42,23 @@ class Loop(NamedTuple):
 
 
 def look_into(
-    equation: Equation, program: Program, axes: dict[Slot, Axis], depends: set[Slot]
+    equation: Equation,
+    program: Program,
+    axes: dict[Slot, Axis],
+    depends: set[Slot],
+    used: set[Slot],
 ) -> Loop | None:
-    """Takes a loop apart, or finds that it has to stay whole."""
-    scan = follow_scan(equation, program, axes)
-    body = needed_for(scan.body, scan.body.outputs)
+    """Takes a loop apart, or finds that it has to stay whole.
+
+    Args:
+      equation: The loop.
+      program: Where it is.
+      axes: The batch axis.
+      depends: The slots that depend on parameters.
+      used: The slots that the losses need.
+    """
+    scan = follow_scan(equation, program, axes, used)
+    body = needed_for(scan.body, scan.live)._replace(outputs=scan.live)
     known = follow_examples(body, scan.axes, size=scan.size).axes
     inside = _dependent_in_any_step(
         {
@@ -49,28 +67,34 @@ def look_into(
             if slot in depends
         },
         scan,
-    )
+    ).intersection(used_in(body))
     steady, sliced = _without_carry(body, known, scan)
     alone = inside & (steady | sliced)
     without_examples = {slot for slot, axis in known.items() if axis is None}
-    carried = body.outputs[: len(body.inputs[scan.carry])]
+    carried = scan.body.outputs[: len(body.inputs[scan.carry])]
     if not alone or inside & without_examples != alone or alone & {*carried}:
         return None
     before = [
         step for step in body.equations if (steady | sliced).issuperset(step.outputs)
     ]
-    during = [step for step in body.equations if not alone.issuperset(step.outputs)]
-    uses = itertools.chain(body.outputs, *(step.inputs for step in during))
-    used = alone.intersection(uses)
+    # Those that the losses do not need, too: of an auxiliary output, or that print.
+    during = [
+        step
+        for step in scan.body.equations
+        if not step.outputs or not alone.issuperset(step.outputs)
+    ]
+    needed = {step.outputs for step in body.equations}
+    of_losses = [step for step in during if step.outputs in needed]
+    returned = used_in(scan.body._replace(equations=during)).intersection(alone)
     return Loop(
         equation=equation,
         scan=scan,
         axes=known,
         alone=alone,
         sliced=sliced,
-        before=needed_for(body._replace(equations=before), used).equations,
+        before=needed_for(body._replace(equations=before), returned).equations,
         during=during,
-        sites=find_sites(body._replace(equations=during), known, inside),
+        sites=find_sites(body._replace(equations=of_losses), known, inside),
     )
 
 

@@ -49,7 +49,9 @@ class Opened(NamedTuple):
     inside: list[Equation]
 
 
-def open_loops(program: Program, axes: dict[Slot, Axis], depends: set[Slot]) -> Opened:
+def open_loops(
+    program: Program, axes: dict[Slot, Axis], depends: set[Slot], used: set[Slot]
+) -> Opened:
     """Opens the loops in which parameters meet examples, where that is possible.
 
     A loop stays as it is if it carries what depends on parameters but not on examples,
@@ -59,6 +61,7 @@ def open_loops(program: Program, axes: dict[Slot, Axis], depends: set[Slot]) -> 
       program: The program. Loops whose results have no `axes` are left alone.
       axes: The batch axis.
       depends: The slots that depend on parameters.
+      used: The slots that the losses need.
 
     Returns:
       A program with the same results where all probes are zero.
@@ -72,7 +75,7 @@ def open_loops(program: Program, axes: dict[Slot, Axis], depends: set[Slot]) -> 
         is_known = axes.keys() >= {*equation.outputs}
         matters = is_known and not depends.isdisjoint(equation.outputs)
         if equation.primitive == "scan" and matters and equation.params["length"]:
-            loop = look_into(equation, program, axes, depends)
+            loop = look_into(equation, program, axes, depends, used)
         if loop is None:
             opened.program.equations.append(equation)
         else:

@@ -260,6 +260,7 @@ def _dense_factors(site: Site, taps: Taps) -> tuple[jax.Array, jax.Array]:
     """Inputs `[m * T, K]` and cotangents `[m * T, O]`."""
     (cotangent,), (out_axis,) = taps.cotangents, site.out_axes
     values, axis = taps.values[site.operand], site.axes[site.operand]
+    values = values.astype(jnp.promote_types(values.dtype, cotangent.dtype))
     numbers = DenseNumbers.of(site)
     tokens, of_tokens = (
         [d for d in axes if d != examples]

@@ -137,6 +137,11 @@ def needed_for(program: Program, results: Iterable[Slot]) -> Program:
     return program._replace(equations=kept[::-1])
 
 
+def used_in(program: Program) -> set[Slot]:
+    """The slots that its equations use, and its results."""
+    return set(program.outputs).union(*(x.inputs for x in program.equations))
+
+
 def dependent_on(program: Program, slots: Iterable[Slot]) -> set[Slot]:
     """The slots whose derivative by some slots is not zero, and those themselves."""
     found = set(slots)

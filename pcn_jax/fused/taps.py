@@ -208,9 +208,10 @@ def _weighted(
 ) -> list[jax.Array]:
     weighted = []
     for axis, x in zip(site.out_axes, cotangents, strict=True):
-        of_places = repeated(weights.astype(x.dtype), x.shape[axis])
+        wide = at_least_float32(x)  # 16 bits may not hold the weights
+        of_places = repeated(weights.astype(wide.dtype), x.shape[axis])
         others = [d for d in range(x.ndim) if d != axis]
-        weighted.append(x * jnp.expand_dims(of_places, others))
+        weighted.append((wide * jnp.expand_dims(of_places, others)).astype(x.dtype))
     return weighted
 
 

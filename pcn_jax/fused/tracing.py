@@ -23,6 +23,7 @@ from pcn_jax.fused.program import (
     flatten,
     leading_to,
     needed_for,
+    used_in,
 )
 from pcn_jax.fused.sites import Site, find_sites
 from pcn_jax.fused.taps import Taps
@@ -111,7 +112,7 @@ def trace(
         program = _given(program, found)
     of_losses = _of_losses(program)
     depends = _with_derivative(of_losses, slots)
-    opened = open_loops(program, known, depends)
+    opened = open_loops(program, known, depends, used_in(of_losses))
     program = opened.program
     of_losses = _of_losses(program)
     others = [x for x in of_losses.equations if x.outputs not in opened.loops]
