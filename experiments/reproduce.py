@@ -262,13 +262,13 @@ def _section(claim: Claim, found: dict[str, Any]) -> str:
         f"## {claim}",
         f"{found['title']}: **{found['verdict']}**.",
         f"![{found['title']}]({FIGURES}/{claim}.png)",
+        found["notes"],
         "\n".join(f"- **{o}**: {one}." for o, of in effects.items() for one in of),
         _folded(
             "\n".join(f"- seen: {one}." for one in seen),
             f"{len(seen)} effects that were seen",
         ),
         *(_folded(table, f"{table.count(chr(10)) - 1} rows") for table in tables),
-        found["notes"],
         f"`{found['command']}`, found on {found['date']} by {found['commit']}.",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"

@@ -186,7 +186,7 @@ def _sums_of_one_block(
     sources: Sequence[PairSource], weights: jax.Array, layout: ClassLayout
 ) -> PairSums:
     """The same from all pairs: no loop, so less to compile."""
-    products = _all_pairs(sources, weights, layout).astype(weights.dtype)
+    products = _all_pairs(sources, weights).astype(weights.dtype)
     all_of_them = _Members.of(layout.rows, layout)
     of_examples, structure = jax.tree.flatten(
         _of_examples(products, all_of_them, all_of_them, by_halves=layout.by_halves)
@@ -200,16 +200,14 @@ def pair_gramian(
     sources: Sequence[PairSource], weights: jax.Array, layout: ClassLayout
 ) -> tuple[jax.Array, jax.Array]:
     """Inner products `[R, R]` of all rows, and `PairSums.singles`."""
-    pairs = _all_pairs(sources, weights, layout)
+    pairs = _all_pairs(sources, weights)
     members = layout.members.astype(pairs.dtype)
     by_row = wide_dot(members, pairs)
     gramian = wide_dot(by_row, members.T)
     return gramian, wide_dot(members, jnp.diagonal(pairs))
 
 
-def _all_pairs(
-    sources: Sequence[PairSource], weights: jax.Array, layout: ClassLayout
-) -> jax.Array:
+def _all_pairs(sources: Sequence[PairSource], weights: jax.Array) -> jax.Array:
     """Inner products `[B, B]` of the gradients of all examples."""
     everything = [source.take(None, weights) for source in sources]
     return _all_products(sources, everything, everything)

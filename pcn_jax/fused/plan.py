@@ -22,18 +22,18 @@ _VIEWS = {
     "transpose",
 }
 _RAM_COST, _CACHE_COST = 60, 10
-"""Of reading and writing one number there, in multiplications."""
+"""Of reading and writing an element in RAM or in a cache, in multiplications."""
 _SPILL_COST = 25
-"""Of one that a smaller group would have kept near."""
+"""Of an element that a smaller group would have kept near."""
 _CACHE_SIZE, _NEAR_CACHE_SIZE = 2**22, 2**16
-"""Numbers that stay in a cache for long, and from one step of a loop to the next."""
+"""Elements that stay in a cache for long, and from one step of a loop to the next."""
 _CPU_STEP_COST = 100_000
 """Of a step of a loop, besides what it does. This and the costs of caches are fitted to
 the times of 42 dense layers and batches, each in every way, on a core of AMD EPYC."""
 _NARROW = 64
 """Columns below which a product of matrices takes no less time."""
 _GPU_MEMORY_COST, _GPU_PATCH_COST = 300, 5
-"""Of a number in the memory of an accelerator, and of a multiplication of two patches.
+"""Of an element in the memory of an accelerator, and of a multiplication of two patches.
 Measured on an H100, at 1e14 multiplications a second."""
 _GPU_STEP_COST, _GPU_CONVOLUTION_COST = 3_000_000_000, 1_500_000_000
 """Of a step of a loop there, besides what it does, and of a convolution at least."""
@@ -70,18 +70,18 @@ def choose(
     site: Site,
     num_rows: int,
     *,
+    by_halves: bool,
     keep_rows: bool,
     with_gramian: bool,
-    by_halves: bool = False,
 ) -> Choice:
     """Chooses by operations and memory.
 
     Args:
       site: The site.
       num_rows: `R`, the most classes that the batch can show.
-      keep_rows: Whether the class gradients themselves are needed.
-      with_gramian: Whether their inner products are needed, and not only their norms.
-      by_halves: Whether the inner products of rows that are halves of a class are.
+      by_halves: Whether inner products of rows that are halves of a class are needed.
+      keep_rows: Whether the class gradients themselves are.
+      with_gramian: Whether all their inner products are, and not only their norms.
 
     Returns:
       The choice.
@@ -221,9 +221,7 @@ def _products_of_a_pair(site: Site) -> int:
     return pairs * features + min(pairs * inner, of_positions)
 
 
-def block_size(
-    size: int, num_classes: int, tokens: int, sites: Sequence[Site] = ()
-) -> int:
+def block_size(size: int, num_classes: int, tokens: int, sites: Sequence[Site]) -> int:
     """Examples whose pairs are taken at once: half of a class, more or less."""
     if not is_cpu():
         return max(min(size, 4096 // tokens), 1)  # few large products of matrices
