@@ -193,3 +193,62 @@ def test_a_parameter_behind_no_derivative_does_not_move() -> None:
     )
     chex.assert_trees_all_close(fused_direction, expected, rtol=1e-4, atol=1e-6)
     assert not fused_direction["gate"].any()
+
+
+def with_derivative(derivative: Any) -> Any:
+    """A loss by `w`, whose gradient at `w` is what the derivative makes of it."""
+
+    @jax.custom_vjp
+    def same(w: jax.Array) -> jax.Array:
+        return w
+
+    same.defvjp(lambda w: (w, w), lambda w, g: (derivative(w, g),))
+    return lambda w, x, y: cross_entropy(x @ same(w), y)
+
+
+@jax.custom_vjp
+def clipped_product(w: jax.Array, x: jax.Array) -> jax.Array:
+    return x @ w
+
+
+clipped_product.defvjp(
+    lambda w, x: (x @ w, (w, x)),
+    lambda given, g: (jnp.clip(given[1].T @ g, -0.1, 0.1), g @ given[0].T),
+)
+
+
+@pytest.mark.parametrize(
+    ("loss", "path"),
+    [
+        (with_derivative(lambda w, g: jnp.where(jnp.abs(w) < 1, 2 * g, 0)), "fused"),
+        (
+            with_derivative(
+                lambda w, g: jax.lax.while_loop(
+                    lambda carry: carry[1] < 3,
+                    lambda carry: (g + carry[0] @ (0.1 * w.T @ w), carry[1] + 1),
+                    (g, 0),
+                )[0]
+            ),
+            "fused",
+        ),
+        (with_derivative(lambda _, g: jnp.clip(g, -0.01, 0.01)), "masked"),
+        (with_derivative(lambda _, g: g / jnp.linalg.norm(g)), "masked"),
+        (with_derivative(lambda _, g: jnp.sign(g)), "masked"),
+        (lambda w, x, y: cross_entropy(clipped_product(w, x), y), "masked"),
+    ],
+    ids=["linear", "by a loop", "clipped", "normalised", "signs", "of a product"],
+)
+def test_derivatives_that_are_not_linear_take_the_masked_path(
+    loss: Any, path: str
+) -> None:
+    given = normal(1, 6, NUM_CLASSES), normal(2, len(LABELS), 6), jnp.asarray(LABELS)
+    plan = pcn_jax.pcn_plan(loss, NUM_CLASSES)(*given)
+    assert plan.path == path
+    if path == "masked":
+        assert "custom_vjp by parameters may not be linear" in plan.reason
+        return
+    directions = [
+        pcn_value_and_grad(loss, NUM_CLASSES, path=path)(*given)[1]
+        for path in ("fused", "masked")
+    ]
+    chex.assert_trees_all_close(*directions, atol=1e-6)

@@ -33,7 +33,7 @@ the times of 42 dense layers and batches, each in every way, on a core of AMD EP
 _NARROW = 64
 """Columns below which a product of matrices takes no less time."""
 _GPU_MEMORY_COST, _GPU_PATCH_COST = 300, 5
-"""Of an element in the memory of an accelerator, and of a multiplication of two patches.
+"""Of an element in the memory of an accelerator, and of multiplying two patches there.
 Measured on an H100, at 1e14 multiplications a second."""
 _GPU_STEP_COST, _GPU_CONVOLUTION_COST = 3_000_000_000, 1_500_000_000
 """Of a step of a loop there, besides what it does, and of a convolution at least."""

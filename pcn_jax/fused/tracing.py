@@ -13,6 +13,7 @@ from pcn_jax.counts import at_least_one
 from pcn_jax.fused.axis_rules import Axis, NotProvenError
 from pcn_jax.fused.copies import give_copies
 from pcn_jax.fused.example_axis import Followed, follow_examples
+from pcn_jax.fused.linearity import check_linear
 from pcn_jax.fused.open_loops import open_loops
 from pcn_jax.fused.plan import measured_in_place
 from pcn_jax.fused.program import (
@@ -112,6 +113,7 @@ def trace(
         program = _given(program, found)
     of_losses = _of_losses(program)
     depends = _with_derivative(of_losses, slots)
+    check_linear(of_losses, {x for x in depends if known.get(x, 0) is None})
     opened = open_loops(program, known, depends, used_in(of_losses))
     program = opened.program
     of_losses = _of_losses(program)
