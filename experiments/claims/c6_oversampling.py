@@ -49,6 +49,9 @@ def find(size: Size) -> Finding:
     alignment = {name: _alignment(curves) for name, curves in study.items()}
     less_noise = difference(alignment["sgd+o"], alignment["sgd"])
     than_weights = difference(recalls["sgd+o"], recalls["sgd+rw"])
+    in_all = difference(
+        *(over_log_steps(macro_recall(study[name])) for name in ("sgd+o", "sgd+rw"))
+    )
     effects = [
         Effect.of(
             f"Rise of the minority's loss minus SGD's: {shallower}",
@@ -68,6 +71,9 @@ def find(size: Size) -> Finding:
             f"{than_weights}",
             than_weights.is_above(0),
             asserted=False,
+        ),
+        Effect.of(
+            f"The same of macro recall: {in_all}", in_all.is_above(0), asserted=False
         ),
     ]
     rows = [
