@@ -73,17 +73,18 @@ more than {_TENTH} above its least in the second. Parts of runs have the exact i
 of Clopper and Pearson, as though the rates of one seed were independent, and are of
 these rates: at others more or fewer runs would lose a class. A run at a constant rate
 is the first tenth of the one that is ten times as long, so only the latter counts. A
-run that learns no class has none to lose, such as one of SGD+RW on digits-halves at a
-rate of 1. PCNSGD and PCNSGD+O settle on digits-halves because the two classes can be
-told apart: the loss becomes exactly 0 in float32, where a class has no gradient to
-normalise. Rates that work: those of the search's grid within 5 % of the best score
-(macro recall on validation data, over training), and many may mean that none works
-well. A run that does not settle ends by chance: under another version of the code it
-has another loss and recall at the end. On automobile-truck-mlp nothing has been fitted
-at the end. Figure: on the left the largest training loss of any class over steps, each
-rule at the rate of its search; then late loss against the learning rate, each seed a
-dot and their medians a line, below {_NO_LOSS:g} drawn there. Ten times as long: 20,000
-steps on digits-lt and 10,000 on digits-halves."""
+run that learns no class has none to lose, such as, at a rate of 1, one of SGD+RW on
+digits-halves and those of PCNSGD+R on digits-lt. PCNSGD and PCNSGD+O settle on
+digits-halves because the two classes can be told apart: the loss becomes exactly 0 in
+float32, where a class has no gradient to normalise. Rates that work: those of the
+search's grid within 5 % of the best score (macro recall on validation data, over
+training), and many may mean that none works well. A run that does not settle ends by
+chance: under another version of the code it has another loss and recall at the end. On
+automobile-truck-mlp nothing has been fitted at the end. Figure: on the left the largest
+training loss of any class over steps, each rule at the rate of its search; then late
+loss against the learning rate, each seed a dot and their medians a line, below
+{_NO_LOSS:g} drawn there. Ten times as long: 20,000 steps on digits-lt and 10,000 on
+digits-halves."""
 
 
 def find(size: Size) -> Finding:
