@@ -9,7 +9,7 @@ in a new order every pass. Orders repeat after 2³² draws from one pool.
 """
 
 import dataclasses
-import itertools
+import math
 from collections.abc import Callable
 
 import jax
@@ -83,7 +83,8 @@ def stratified(labels: np.ndarray, batch_size: int) -> Sampler:
 
     Class `l` gets `b n_l / n` examples, rounded by largest remainders so that they add
     up to `b`. Where that is a whole number for every class, all classes finish a pass
-    in the same number of steps.
+    in the same number of steps. Not every batch size works: a class of which a batch
+    has an example may have none in a slightly larger one.
 
     Args:
       labels: Class of each example, integers `[n]`.
@@ -94,8 +95,8 @@ def stratified(labels: np.ndarray, batch_size: int) -> Sampler:
 
     Raises:
       ValueError: If labels are not integers `[n]` from 0 up without a gap, or if a
-        class would get no example. The message names the class and the smallest batch
-        size that works.
+        class would get no example. The message names the class and the nearest batch
+        sizes that work.
 
     Example:
       >>> stratified(np.array([0] * 90 + [1] * 10), batch_size=20).class_counts
@@ -266,10 +267,11 @@ def _proportional(
     counts = _largest_remainders(weights, np.array([batch_size]))[0]
     if counts.min() == 0:
         absent = min(np.flatnonzero(counts == 0), key=class_counts.__getitem__)
+        nearest = " or ".join(map(str, _nearest_batches(weights, batch_size)))
         raise ValueError(
-            f"batch_size={batch_size} is too small: class {absent} "
-            f"({class_counts[absent]} of {len(labels)} examples) would get no example. "
-            f"The smallest batch size that works is {_smallest_batch(weights)}."
+            f"With batch_size={batch_size} class {absent} ({class_counts[absent]} of "
+            f"{len(labels)} examples) would get no example: use {nearest}. Counts are "
+            "rounded, so not every size works."
         )
     batch_counts = tuple(int(count) for count in counts)
     draw = _fixed(_by_class(labels), batch_counts)
@@ -285,14 +287,22 @@ def _largest_remainders(weights: np.ndarray, batch_sizes: np.ndarray) -> np.ndar
     return np.asarray(counts + (rank < missing[:, None]))
 
 
-def _smallest_batch(weights: np.ndarray) -> int:
+def _nearest_batches(weights: np.ndarray, batch_size: int) -> list[int]:
+    """The nearest sizes at which each class has an example, below and above."""
+    enough = math.ceil(weights.sum() / weights.min())
+    smaller = range(batch_size - 1, len(weights) - 1, -1)
+    larger = range(batch_size + 1, enough + 1)
+    return [*_first_that_works(weights, smaller), *_first_that_works(weights, larger)]
+
+
+def _first_that_works(weights: np.ndarray, batch_sizes: range) -> list[int]:
     chunk = 256
-    for first in itertools.count(len(weights), chunk):
-        sizes = np.arange(first, first + chunk)
+    for first in range(0, len(batch_sizes), chunk):
+        sizes = np.array(batch_sizes[first : first + chunk])
         works = _largest_remainders(weights, sizes).min(axis=1) > 0
         if works.any():
-            return int(sizes[np.argmax(works)])
-    raise AssertionError("unreachable: a batch of everything holds every class")
+            return [int(sizes[np.argmax(works)])]
+    return []
 
 
 def _fixed(

@@ -166,7 +166,7 @@ def test_wrong_words_are_refused_with_what_is_allowed(
     [
         (
             [*QUICK, "--train.batch-size", "20", "--learning-rate", "1"],
-            r"too small: class 8 .*works is 72",
+            r"batch_size=20 class 8 .*: use 72\.",
         ),
         (
             ["automobile-truck", "--learning-rate", "1"],

@@ -311,29 +311,34 @@ class TestClassCounts:
     @proportional
     @settings(max_examples=20, deadline=None, derandomize=True)
     @given(sizes=class_sizes)
-    def test_smallest_batch_that_works_is_named(
+    def test_nearest_batches_that_work_are_named(
         self, name: str, sizes: list[int]
     ) -> None:
-        """It works, and every smaller one is refused with the same advice."""
-        labels, advice = labels_of(sizes), set()
-        for batch_size in itertools.count(1):
+        """They work, and all those between them are refused with the same advice."""
+        labels, works, advice = labels_of(sizes), [], {}
+        for batch_size in range(1, sum(sizes) + 1):
             try:
-                sampler = SAMPLERS[name](labels, batch_size)
+                SAMPLERS[name](labels, batch_size)
             except ValueError as error:
-                found = re.search(
-                    r"smallest batch size that works is (\d+)", str(error)
-                )
+                found = re.search(r"use ([\d or]+)\.", str(error))
                 assert found is not None
-                advice.add(int(found[1]))
+                advice[batch_size] = list(map(int, found[1].split(" or ")))
             else:
-                break
-        assert sampler.class_counts is not None
-        assert min(sampler.class_counts) >= 1
-        assert advice <= {batch_size}
+                works.append(batch_size)
+        for batch_size, advised in advice.items():
+            below = [size for size in works if size < batch_size][-1:]
+            above = [size for size in works if size > batch_size][:1]
+            assert advised == below + above
+
+    def test_a_larger_batch_may_leave_out_a_class_that_a_smaller_one_has(self) -> None:
+        labels = labels_of([1, 3, 3])
+        assert pcn_jax.stratified(labels, 3).class_counts == (1, 1, 1)
+        with pytest.raises(ValueError, match=r"class 0 .* use 3 or 5\. Counts are rou"):
+            pcn_jax.stratified(labels, 4)
 
     @proportional
     def test_class_that_would_be_missing_is_named(self, name: str) -> None:
-        message = r"batch_size=3 .* class 1 \(2 of 1902 examples\) would get no example"
+        message = r"batch_size=3 class 1 \(2 of 1902 examples\) would get no example"
         with pytest.raises(ValueError, match=message):
             SAMPLERS[name](labels_of([1000, 2, 900]), 3)
 
