@@ -39,8 +39,8 @@ def class_means(values: jax.Array, labels: jax.Array, num_classes: int) -> jax.A
     """
     check_positive_integer("num_classes", num_classes)
     labels = check_labels(labels, ndim=1, num_classes=num_classes)
+    values = at_least_float32(jnp.asarray(values))
     check_shapes("values", values, labels.shape, "one number an example")
-    values = at_least_float32(values)
     of_class = members(labels, num_classes)
     sums = jnp.where(of_class, values[None, :], 0).sum(axis=1)
     means = sums / of_class.sum(axis=1, dtype=values.dtype)
@@ -60,7 +60,7 @@ def macro_recall(recalls: jax.Array) -> jax.Array:
       >>> float(macro_recall(jnp.array([1.0, 0.5, jnp.nan])))
       0.75
     """
-    return jnp.nanmean(recalls, axis=-1)
+    return jnp.nanmean(jnp.asarray(recalls), axis=-1)
 
 
 def predicted_loss_changes(
@@ -107,6 +107,6 @@ def predicted_loss_changes(
 
 
 def _row_products(class_grad: jax.Array, update: jax.Array) -> jax.Array:
-    class_grad = at_least_float32(class_grad)
+    class_grad = at_least_float32(jnp.asarray(class_grad))
     product = class_grad * update.astype(class_grad.dtype)[None]
     return product.reshape(len(class_grad), -1).sum(axis=1)

@@ -13,7 +13,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from pcn_jax.checks import check_shapes
+from pcn_jax.checks import check_shapes, describe
 from pcn_jax.precision import at_least_float32, wide_dot
 
 
@@ -30,12 +30,17 @@ def unit_class_grads(
       `[C]`. A row that is exactly zero stays zero; a row that is not finite becomes
       NaN.
 
+    Raises:
+      ValueError: If there are no leaves, or if they are not arrays with the same number
+        of classes on the first axis.
+
     Example:
       >>> import jax.numpy as jnp
       >>> units, norms = unit_class_grads({"w": jnp.array([[0.0, 4e20], [0.0, 0.0]])})
       >>> units["w"].tolist()
       [[0.0, 1.0], [0.0, 0.0]]
     """
+    class_grads = _with_class_axis(class_grads)
     largest = functools.reduce(
         jnp.maximum,
         [jnp.max(jnp.abs(x), axis=1, initial=0) for x in _matrices(class_grads)],
@@ -59,6 +64,9 @@ def class_norms(class_grads: chex.ArrayTree) -> jax.Array:
     Returns:
       Norms `[C]`, float32 or wider.
 
+    Raises:
+      ValueError: As `unit_class_grads`.
+
     Example:
       >>> import jax.numpy as jnp
       >>> class_norms({"w": jnp.array([[3.0], [0.0]]), "b": jnp.array([4.0, 0.0])})
@@ -75,6 +83,9 @@ def class_cosines(class_grads: chex.ArrayTree) -> jax.Array:
 
     Returns:
       Symmetric matrix `[C, C]`; rows and columns of a zero gradient are zero.
+
+    Raises:
+      ValueError: As `unit_class_grads`.
 
     Example:
       >>> import jax.numpy as jnp
@@ -138,7 +149,8 @@ def scale_rows(class_grads: chex.ArrayTree, weights: jax.Array) -> chex.ArrayTre
       [[1.0, 1.0, 1.0], [0.0, 0.0, 0.0]]
     """
     return jax.tree.map(
-        lambda g: _rowwise(jnp.multiply, at_least_float32(g), weights), class_grads
+        lambda g: _rowwise(jnp.multiply, at_least_float32(jnp.asarray(g)), weights),
+        class_grads,
     )
 
 
@@ -165,6 +177,17 @@ def sum_rows(class_grads: chex.ArrayTree) -> chex.ArrayTree:
         return wide_dot(jnp.ones(len(grad), grad.dtype), grad, (0, 0))
 
     return jax.tree.map(total, class_grads)
+
+
+def _with_class_axis(class_grads: chex.ArrayTree) -> chex.ArrayTree:
+    """The same as arrays of JAX, refused unless all leaves have the same classes."""
+    numbers = {getattr(x, "shape", ())[:1] for x in jax.tree.leaves(class_grads)}
+    if len(numbers) != 1 or numbers == {()}:
+        raise ValueError(
+            "class_grads must be arrays [C, *param.shape] with the same number of "
+            f"classes C, got {jax.tree.map(describe, class_grads)}."
+        )
+    return jax.tree.map(jnp.asarray, class_grads)
 
 
 def _matrices(class_grads: chex.ArrayTree) -> list[jax.Array]:

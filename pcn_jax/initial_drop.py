@@ -1,9 +1,12 @@
 """The minority initial drop as numbers, from measurements on the host (NumPy)."""
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+
+from pcn_jax.checks import check_number
 
 
 class InitialDrop(NamedTuple):
@@ -47,8 +50,8 @@ def initial_drop(
       learned is not finite, since a run that broke has no drop to speak of.
 
     Raises:
-      ValueError: If the two sequences are empty or differ in length, or steps do not
-        increase.
+      ValueError: If the two sequences are empty or differ in length, steps do not
+        increase, or `best` is not a finite number.
 
     Example:
       >>> initial_drop([0, 1, 10, 100], [0.75, 2.0, 1.0, 0.25], best=0.0)
@@ -59,6 +62,7 @@ def initial_drop(
     References:
       Francazi et al., 2023, section 3: minority initial drop.
     """
+    check_number("best", best, math.isfinite, "a finite number")
     steps, values = _check(steps, values)
     distance = np.abs(best - values)
     learned = np.flatnonzero(distance <= distance[0] / 2)
@@ -89,7 +93,8 @@ def steps_to_reach(
       The step, or `inf` if the target is never reached.
 
     Raises:
-      ValueError: As `initial_drop`.
+      ValueError: If the two sequences are empty or differ in length, or steps do not
+        increase.
 
     Example:
       >>> steps_to_reach([0, 1, 10, 100], [0.1, 0.0, 0.6, 0.8], target=0.5)

@@ -52,6 +52,12 @@ class TestClassMeans:
             labels = jnp.array([0, 1, 1], jnp.uint8)
             assert class_means(jnp.arange(3.0), labels, 2).tolist() == [0.0, 1.5]
 
+    @pytest.mark.parametrize("kind", [list, np.array, np.float32])
+    def test_take_lists_and_arrays_of_numpy(self, kind: Any) -> None:
+        labels: Any = [0, 1, 1]
+        means = class_means(kind([1.0, 2.0, 3.0]), labels, 2)
+        assert (means.dtype, means.tolist()) == (jnp.float32, [1.0, 2.5])
+
     @pytest.mark.parametrize(
         ("values", "labels", "num_classes", "message"),
         [
@@ -85,6 +91,10 @@ class TestMacroRecall:
 
     def test_of_no_class_at_all_is_nan(self) -> None:
         assert np.isnan(macro_recall(jnp.array([nan, nan])))
+
+    def test_takes_a_list(self) -> None:
+        recalls: Any = [1.0, nan, 0.5]
+        assert float(macro_recall(recalls)) == 0.75
 
     def test_keeps_leading_axes(self) -> None:
         recalls = jnp.array([[[1.0, 0.0]], [[nan, 1.0]]])
@@ -145,6 +155,10 @@ class TestPredictedLossChanges:
             pcn_jax.predicted_loss_changes(grads, grads)
         with pytest.raises(ValueError, match="class_counts must be one number a cl"):
             pcn_jax.predicted_loss_changes(grads, {"w": jnp.ones(3)}, jnp.ones(1))
+
+    def test_take_arrays_of_numpy(self) -> None:
+        changes = pcn_jax.predicted_loss_changes(np.eye(2), jnp.ones(2))
+        assert (changes.dtype, changes.tolist()) == (jnp.float32, [1.0, 1.0])
 
     def test_are_summed_over_leaves_in_float32(self) -> None:
         tree = {"a": jnp.ones((2, 500), jnp.bfloat16), "b": jnp.ones(2, jnp.bfloat16)}
@@ -215,6 +229,12 @@ class TestInitialDrop:
         # The same read as a loss, which falls to 0 as the recall rises to 1.
         losses = 1 - np.array(values)
         assert initial_drop([0, 1, 10, 100, 1000], losses, best=0.0) == measured
+
+    @pytest.mark.parametrize("best", [nan, inf, None, "1"])
+    def test_needs_a_best_value(self, best: Any) -> None:
+        message = f"best must be a finite number, got {best!r}"
+        with pytest.raises(ValueError, match=message):
+            initial_drop([0, 1], [0.5, 1.0], best=best)
 
     def test_counts_steps_from_the_first(self) -> None:
         drop = initial_drop([100, 101, 110, 200], [0.75, 2.0, 1.0, 0.25], best=0.0)

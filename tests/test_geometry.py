@@ -177,6 +177,35 @@ class TestAlignment:
         assert class_alignment(one, zero).tolist() == [0.0]
 
 
+class TestWhatIsGiven:
+    """Class gradients alone, as arrays of JAX or NumPy."""
+
+    FUNCTIONS = (class_norms, class_cosines, unit_class_grads)
+
+    @pytest.mark.parametrize(
+        ("given", "got"),
+        [
+            ({}, "{}"),
+            ({"w": np.ones((2, 3)), "b": np.ones(3)}, r"\{'b': 'float64\[3\]'"),
+            ({"w": jnp.ones((2, 3)), "b": jnp.ones(())}, r"\{'b': 'float32\[\]'"),
+            ([[1.0, 2.0], [3.0, 4.0]], r"\[\['a float', 'a float'\], "),
+        ],
+    )
+    def test_all_else_is_refused(self, given: Any, got: str) -> None:
+        for function in self.FUNCTIONS:
+            with pytest.raises(
+                ValueError, match=f"same number of classes C, got {got}"
+            ):
+                function(given)
+
+    def test_arrays_of_numpy_are_those_of_jax_in_their_default_dtype(self) -> None:
+        given = np.random.default_rng(0).normal(size=(3, 5))
+        for function in (*self.FUNCTIONS, lambda x: scale_rows(x, jnp.ones(3))):
+            expected = function(jnp.asarray(given))
+            for tree in (given, given.astype(np.float32)):
+                jax.tree.map(np.testing.assert_array_equal, function(tree), expected)
+
+
 class TestPrecision:
     """Float32 at least."""
 
