@@ -14,10 +14,12 @@ from pcn_jax.checks import (
     check_labels,
     check_positive_integer,
     check_shapes,
+    describe,
 )
 from pcn_jax.class_gradients import ClassValue, ClassValueAndGrad
 from pcn_jax.class_sums import ClassSums, add, to_means, to_sums
 from pcn_jax.loops import Loop, resolve_loop
+from pcn_jax.weighing import PCNValue
 
 
 def accumulate(
@@ -46,9 +48,10 @@ def accumulate(
       axis that counts the micro-batches.
 
     Raises:
-      ValueError: If `microbatch_size` is not a positive integer; when called, if there
-        are no examples, if an array of the inputs has more or fewer than the labels, or
-        if it is a balanced direction that would be added up.
+      ValueError: If `class_value_and_grad` is not a function or `microbatch_size` not a
+        positive integer; when called, if there are no labels or no examples, if an
+        array of the inputs has more or fewer than the labels, or if what would be added
+        up is no class gradients, as a balanced direction.
 
     Example:
       >>> import jax.numpy as jnp
@@ -62,6 +65,11 @@ def accumulate(
       >>> bool(jnp.allclose(whole(w, x, y)[1], in_parts(w, x, y)[1]))
       True
     """
+    if not callable(class_value_and_grad):
+        raise ValueError(
+            "class_value_and_grad must be a function, such as per_class_value_and_grad "
+            f"returns, got {class_value_and_grad!r}."
+        )
     check_positive_integer("microbatch_size", microbatch_size)
     loop = resolve_loop(loop)
 
@@ -84,15 +92,25 @@ def accumulate(
         labels = jnp.where(fresh, take(labels), -1)
         inputs = jax.tree.map(take, inputs)
         of_part = of_arrays(class_value_and_grad, fixed)
-        return _checked(of_part(params, inputs, labels, *arrays))
+        return _checked(
+            of_part(params, inputs, labels, *arrays),
+            "class_value_and_grad must return",
+            "Of a loss function take per_class_value_and_grad(loss_fn, num_classes).",
+        )
 
     def accumulated(
         params: chex.ArrayTree,
         inputs: Any,
-        labels: jax.Array,
+        labels: jax.Array | None = None,
         *args: Any,
         **kwargs: Any,
     ) -> tuple[ClassValue, chex.ArrayTree]:
+        if labels is None:
+            raise ValueError(
+                "There are no labels: call it with (params, inputs, labels). Labels "
+                "that are known beforehand need no accumulate: pass microbatch_size to "
+                "known_labels_value_and_grad."
+            )
         labels = check_labels(labels, ndim=1)
         check_inputs(inputs, len(labels), every=True)
         num_parts = -(-labels.shape[0] // microbatch_size)
@@ -131,8 +149,9 @@ def combine(
       axis, and so must have the same shapes in all parts.
 
     Raises:
-      ValueError: If there are no parts, if they are balanced directions, or if one has
-        other shapes than the first, as with another number of classes.
+      ValueError: If there are no parts, if one is no such pair, as with balanced
+        directions, or if one has other shapes than the first, as with another number of
+        classes.
 
     Example:
       >>> import jax.numpy as jnp
@@ -144,7 +163,9 @@ def combine(
     """
     sums, auxs, first = None, [], None
     for given in parts:
-        part = _checked(given)
+        part = _checked(
+            given, "Each batch must be", "Of one batch: combine([(value, grads)])."
+        )
         first = part if first is None else first
         check_shapes("each batch", part, jax.tree.map(jnp.shape, first), "as the first")
         sums = _to_sums(*part) if sums is None else add(sums, _to_sums(*part))
@@ -156,15 +177,20 @@ def combine(
     return joined
 
 
-def _checked(part: Any) -> tuple[ClassValue, chex.ArrayTree]:
-    if not isinstance(part[0], ClassValue):
+def _checked(part: Any, what: str, advice: str) -> tuple[ClassValue, chex.ArrayTree]:
+    """Refuses what is no pair of a `ClassValue` and class gradients."""
+    is_pair = isinstance(part, tuple | list) and len(part) == 2
+    if is_pair and isinstance(part[0], ClassValue):
+        return part[0], part[1]
+    if isinstance(part[0] if is_pair else part, PCNValue):
         raise ValueError(
             "Class gradients can be added up, and directions of pcn_value_and_grad "
             "cannot: the norm of a class is that of its sum. Use "
             "per_class_value_and_grad, and balance the result in a chain. Got a "
-            f"{type(part[0]).__name__}."
+            "PCNValue."
         )
-    return part[0], part[1]
+    got = " and ".join(map(describe, part)) if is_pair else describe(part)
+    raise ValueError(f"{what} a ClassValue and class gradients, got {got}. {advice}")
 
 
 _to_sums, _to_means = jax.jit(to_sums), jax.jit(to_means)

@@ -362,6 +362,37 @@ class TestAccumulate:
         with pytest.raises(ValueError, match=f"positive integer, got {size!r}"):
             accumulate(eager, size)
 
+    @pytest.mark.parametrize("loop", ["python", "scan"])
+    @pytest.mark.parametrize(
+        ("function", "got"),
+        [
+            (squared_error, r"float32\[2\]"),
+            (
+                jax.value_and_grad(lambda *args: squared_error(*args).mean()),
+                r"float32\[\] and float32\[2\]",
+            ),
+        ],
+        ids=["losses", "ordinary gradients"],
+    )
+    def test_refuses_what_gives_no_class_gradients(
+        self, function: Any, got: str, loop: Loop
+    ) -> None:
+        in_parts = accumulate(function, 2, loop=loop)
+        message = (
+            rf"class gradients, got {got}\. Of a loss .* per_class_value_and_grad\("
+        )
+        with pytest.raises(ValueError, match=message):
+            in_parts(jnp.ones(2), jnp.ones((4, 2)), jnp.array([0, 1, 1, 0]))
+
+    def test_refuses_what_is_no_function(self) -> None:
+        with pytest.raises(ValueError, match=r"must be a function, .* got 3\."):
+            accumulate(3, 5)  # type: ignore[arg-type]
+
+    def test_refuses_what_has_labels_of_its_own(self) -> None:
+        known = pcn_jax.known_labels_value_and_grad(squared_error, 2, np.array([0, 1]))
+        with pytest.raises(ValueError, match="pass microbatch_size to known_labels"):
+            accumulate(known, 5)(jnp.ones(2), jnp.ones((2, 2)))
+
     def test_refuses_other_loops(self) -> None:
         with pytest.raises(ValueError, match="one of 'python', 'scan', got 'fori'"):
             accumulate(eager, 4, loop="fori")  # type: ignore[arg-type]
@@ -423,11 +454,26 @@ class TestCombine:
         with pytest.raises(ValueError, match="given no batches"):
             combine([])
 
+    @pytest.mark.parametrize(
+        ("parts", "got"),
+        [
+            ((ClassValue(jnp.ones(1), jnp.ones(1)), jnp.ones((1, 2))), "a ClassValue"),
+            ([(jnp.ones(1), jnp.ones((1, 2)))], r"float32\[1\] and float32\[1, 2\]"),
+            ([None], "a NoneType"),
+        ],
+    )
+    def test_of_what_is_no_pair_is_refused(self, parts: Any, got: str) -> None:
+        message = rf"class gradients, got {got}\. .* combine\(\[\(value, grads\)\]\)"
+        with pytest.raises(ValueError, match=message):
+            combine(parts)
+
     def test_of_balanced_directions_is_refused(self) -> None:
         balanced: Any = pcn_jax.pcn_value_and_grad(squared_error, 2)
         given = jnp.ones(2), jnp.ones((4, 2)), jnp.array([0, 1, 1, 0])
         with pytest.raises(ValueError, match=r"directions .* cannot.*a PCNValue"):
             combine([balanced(*given)])
+        with pytest.raises(ValueError, match=r"directions .* cannot.*a PCNValue"):
+            combine(balanced(*given))
         with pytest.raises(ValueError, match="balance the result in a chain"):
             accumulate(balanced, 2)(*given)
 
