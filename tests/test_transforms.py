@@ -409,6 +409,10 @@ class TestErrors:
         for counts, shape in [(5, r"\(\)"), ([1, 2, 3], r"\(3,\)")]:
             with pytest.raises(ValueError, match=rf"shape \(2,\), got {shape}"):
                 tx.update(grads, state, params, class_counts=counts)
+        message = f"class_counts of {name} must be 0 or more, got -1"
+        for array in (list, np.array, jnp.array):
+            with pytest.raises(ValueError, match=message):
+                tx.update(grads, state, params, class_counts=array([3, -1]))
 
     @pytest.mark.parametrize("published_code", [False, True])
     def test_reference(self, published_code: bool) -> None:

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from pcn_jax.checks import check_numbers
+
 
 def per_class(
     name: str, transform: Callable[..., optax.Updates]
@@ -32,7 +34,7 @@ def per_class(
 
 
 def check_counts(name: str, class_counts: Any, num_classes: int) -> jax.Array:
-    """Class counts as an array `[C]`, refused unless there is one a class."""
+    """Class counts as an array `[C]`, refused unless each class has one, 0 or more."""
     if class_counts is None:
         raise ValueError(
             f"{name} needs the class counts of the batch: update(class_grads, state, "
@@ -44,6 +46,9 @@ def check_counts(name: str, class_counts: Any, num_classes: int) -> jax.Array:
             f"{name} needs one class count a class, shape {(num_classes,)}, got "
             f"{np.shape(class_counts)}."
         )
+    check_numbers(
+        f"class_counts of {name}", class_counts, lambda x: x >= 0, "0 or more"
+    )
     return jnp.asarray(class_counts)
 
 
