@@ -45,10 +45,7 @@ def check_positive_integer(name: str, value: Any) -> None:
 
 
 def check_integer(
-    name: str,
-    value: Any,
-    is_allowed: Callable[[int], bool] = lambda _: True,
-    allowed: str = "an integer",
+    name: str, value: Any, is_allowed: Callable[[int], bool], allowed: str
 ) -> None:
     """Refuses what is not an integer, or one out of its range."""
     is_integer = isinstance(value, int | np.integer) and not isinstance(value, bool)

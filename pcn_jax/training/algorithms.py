@@ -1,5 +1,6 @@
 """The algorithms as values: how the batch is drawn, and how class gradients combine."""
 
+import functools
 from collections.abc import Callable
 from dataclasses import fields
 from typing import Any, Literal, NamedTuple
@@ -80,8 +81,7 @@ class Algorithm(NamedTuple):
         return {name: getattr(chosen, name) for name in names if name not in ignored}
 
 
-def _pcngd(chosen: TrainConfig, num_classes: int) -> Links:
-    del num_classes
+def _pcngd(chosen: TrainConfig, _num_classes: int) -> Links:
     angle = [transforms.scale_by_class_angle()] if chosen.angle_step_size else []
     return [transforms.scale_by_class_norm(), *angle]
 
@@ -93,21 +93,20 @@ def _normalised(chosen: TrainConfig, num_classes: int) -> Links:
     return [momentum, transforms.scale_by_class_norm()]
 
 
-def _normalised_weights(chosen: TrainConfig, shares: np.ndarray) -> ClassWeights | None:
-    del shares
+def _normalised_weights(
+    chosen: TrainConfig, _shares: np.ndarray
+) -> ClassWeights | None:
     return None if chosen.class_momentum else weights.inverse_norm()
 
 
-def _rescaled(chosen: TrainConfig, num_classes: int) -> Links:
-    del num_classes
+def _rescaled(chosen: TrainConfig, _num_classes: int) -> Links:
     align = transforms.scale_by_class_alignment(
         min_alignment=chosen.min_alignment, published_code=chosen.published_alignment
     )
     return [transforms.scale_by_class_norm(), align]
 
 
-def _rescaled_weights(chosen: TrainConfig, shares: np.ndarray) -> ClassWeights | None:
-    del shares
+def _rescaled_weights(chosen: TrainConfig, _shares: np.ndarray) -> ClassWeights | None:
     if chosen.published_alignment:
         return None
     return weights.inverse_aligned_norm(min_alignment=chosen.min_alignment)
@@ -217,17 +216,13 @@ def make_sampler(
       >>> make_sampler("uniform", np.array([0, 0, 1]), 2, total_steps=10).batch_size
       2
     """
-    makers: dict[str, Callable[..., Any]] = {
+    makers: dict[str, Callable[..., samplers.Sampler]] = {
         "uniform": samplers.uniform,
         "stratified": samplers.stratified,
         "oversampled": samplers.oversampled,
         "square-root": samplers.square_root,
+        "progressively-balanced": functools.partial(
+            samplers.progressively_balanced, total_steps=total_steps
+        ),
     }
-    if name == "full":
-        return None
-    if name == "progressively-balanced":
-        return samplers.progressively_balanced(
-            labels, batch_size, total_steps=total_steps
-        )
-    sampler: samplers.Sampler = makers[name](labels, batch_size)
-    return sampler
+    return None if name == "full" else makers[name](labels, batch_size)

@@ -16,6 +16,12 @@ from pcn_jax.training.problem import Examples, Problem
 from pcn_jax.training.state import Keep, TrainState, copied
 from pcn_jax.training.step import Steps, make_steps
 
+Advance = Callable[[TrainState, Examples, int], TrainState]
+"""From a state, the training data and a number of steps to the state behind them."""
+
+_Run = tuple[Steps, Callable[[TrainState], Record], Advance]
+_AS_THE_DATA_COME = ("full", "uniform", "stratified")  # samplers that keep the shares
+
 
 def make_train(
     problem: Problem,
@@ -111,7 +117,7 @@ def make_train(
     return train
 
 
-def _build(problem: Problem, algorithm: AlgorithmName, config: TrainConfig) -> "_Run":
+def _build(problem: Problem, algorithm: AlgorithmName, config: TrainConfig) -> _Run:
     """What a run is made of, compiled when first called: the same for all rates.
 
     Every optimizer's updates are proportional to its learning rate, so it is built with
@@ -138,9 +144,6 @@ def _build(problem: Problem, algorithm: AlgorithmName, config: TrainConfig) -> "
     return steps, measure, make_advance(problem, steps)
 
 
-_AS_THE_DATA_COME = ("full", "uniform", "stratified")
-
-
 def _to_stop_by(record: Record) -> float:
     try:
         return float(record["validation"]["macro_recall"])
@@ -154,10 +157,6 @@ def _to_stop_by(record: Record) -> float:
 def _is_watched() -> bool:
     """Whether a person sees a progress bar: in a terminal or in a notebook."""
     return sys.stderr.isatty() or "ipykernel" in sys.modules
-
-
-Advance = Callable[[TrainState, Examples, int], TrainState]
-_Run = tuple[Steps, Callable[[TrainState], Record], Advance]
 
 
 def _python_loop(problem: Problem, steps: Steps) -> Advance:
