@@ -73,8 +73,7 @@ def uniform(labels: np.ndarray, batch_size: int) -> Sampler:
       [0, 1, 2, 3]
     """
     labels, _ = _check(labels, batch_size)
-    everything = _Pools(np.arange(len(labels)), np.array([len(labels)]))
-    draw = _fixed(everything, [batch_size])
+    draw = _fixed(_one_pool(labels), [batch_size])
     return Sampler(draw, batch_size, None, len(labels))
 
 
@@ -172,9 +171,7 @@ def oversampled(labels: np.ndarray, batch_size: int) -> Sampler:
             f"{num_classes}, got batch_size={batch_size}: use {sizes}"
             f"{(each + 1) * num_classes}."
         )
-    counts = [each] * num_classes
-    draw = _fixed(_by_class(labels), counts)
-    return Sampler(draw, batch_size, tuple(counts), len(labels))
+    return _of_counts(labels, [each] * num_classes)
 
 
 def progressively_balanced(
@@ -208,11 +205,10 @@ def progressively_balanced(
     """
     labels, class_counts = _check(labels, batch_size)
     check_positive_integer("total_steps", total_steps)
-    everything = _Pools(np.arange(len(labels)), np.array([len(labels)]))
-    by_class = _by_class(labels)
-    steps = np.arange(total_steps, dtype=np.int64)
-    balanced = np.rint(batch_size * steps / total_steps).astype(np.int64)
-    before = np.concatenate([[0], np.cumsum(balanced)]).astype(np.uint32)
+    everything, by_class = _one_pool(labels), _by_class(labels)
+    steps = np.arange(total_steps + 1, dtype=np.int64)
+    balanced = np.rint(batch_size * steps / total_steps).astype(np.uint32)
+    before = np.cumsum(balanced, dtype=np.uint32) - balanced
     slots = np.arange(batch_size, dtype=np.uint32)
 
     @jax.jit
@@ -220,8 +216,7 @@ def progressively_balanced(
         within = jnp.minimum(step, np.uint32(total_steps))
         late = (step - within) * np.uint32(batch_size)
         first = jnp.asarray(before)[within] + late  # balanced draws in earlier steps
-        size = jnp.append(jnp.asarray(balanced, np.uint32), np.uint32(batch_size))
-        num_balanced = size[within]
+        num_balanced = jnp.asarray(balanced)[within]
         balanced_draw = first + slots
         uniform_draw = step * np.uint32(batch_size) - first + (slots - num_balanced)
         num_classes = np.uint32(len(class_counts))
@@ -257,6 +252,10 @@ class _Pools:
         ]
 
 
+def _one_pool(labels: np.ndarray) -> _Pools:
+    return _Pools(np.arange(len(labels)), np.array([len(labels)]))
+
+
 def _by_class(labels: np.ndarray) -> _Pools:
     return _Pools(np.argsort(labels, kind="stable"), np.bincount(labels))
 
@@ -273,9 +272,7 @@ def _proportional(
             f"{len(labels)} examples) would get no example: use {nearest}. Counts are "
             "rounded, so not every size works."
         )
-    batch_counts = tuple(int(count) for count in counts)
-    draw = _fixed(_by_class(labels), batch_counts)
-    return Sampler(draw, batch_size, batch_counts, len(labels))
+    return _of_counts(labels, counts.tolist())
 
 
 def _largest_remainders(weights: np.ndarray, batch_sizes: np.ndarray) -> np.ndarray:
@@ -305,8 +302,14 @@ def _first_that_works(weights: np.ndarray, batch_sizes: range) -> list[int]:
     return []
 
 
+def _of_counts(labels: np.ndarray, counts: list[int]) -> Sampler:
+    """Every batch holds `counts[l]` examples of class `l`."""
+    draw = _fixed(_by_class(labels), counts)
+    return Sampler(draw, sum(counts), tuple(counts), len(labels))
+
+
 def _fixed(
-    pools: _Pools, counts: list[int] | tuple[int, ...]
+    pools: _Pools, counts: list[int]
 ) -> Callable[[jax.Array, jax.Array], jax.Array]:
     """Draws `counts[p]` examples of each pool at every step."""
     per_step = np.asarray(counts, np.uint32)
