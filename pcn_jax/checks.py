@@ -90,6 +90,22 @@ def check_labels(
     return jnp.asarray(labels).astype(jnp.int32)
 
 
+def check_host_labels(labels: np.ndarray, shape: str) -> np.ndarray:
+    """Labels as an array of NumPy, refused unless they are integers on one axis.
+
+    Args:
+      labels: What was given.
+      shape: How their shape is called, such as `"[n]"`.
+    """
+    labels = np.asarray(labels)
+    if labels.ndim != 1 or labels.dtype.kind not in "iu" or not labels.size:
+        raise ValueError(
+            f"labels must be integers of shape {shape}, at least one, got "
+            f"{describe(labels)}."
+        )
+    return labels
+
+
 def check_params(params: chex.ArrayTree) -> None:
     """Refuses what cannot be differentiated by, as `jax.grad` does, and nothing."""
     if not jax.tree.leaves(params):

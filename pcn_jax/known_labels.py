@@ -16,7 +16,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from pcn_jax.arguments import Fixed, of_arrays, take_out_arrays
-from pcn_jax.checks import check_inputs, check_positive_integer
+from pcn_jax.checks import check_host_labels, check_inputs, check_positive_integer
 from pcn_jax.class_gradients import ClassValue, LossFn, per_group_value_and_grad
 from pcn_jax.class_sums import ClassSums, add, to_means, to_sums
 from pcn_jax.loops import Loop, resolve_loop
@@ -72,12 +72,7 @@ def known_labels_value_and_grad(
     check_positive_integer("num_classes", num_classes)
     if microbatch_size is not None:
         check_positive_integer("microbatch_size", microbatch_size)
-    labels = np.asarray(labels)
-    if labels.ndim != 1 or labels.dtype.kind not in "iu" or not labels.size:
-        raise ValueError(
-            "labels must be integers of shape [B], at least one, got "
-            f"{labels.dtype}{list(labels.shape)}."
-        )
+    labels = check_host_labels(labels, "[B]")
     if labels.min() < 0 or labels.max() >= num_classes:
         raise ValueError(
             f"labels must be from 0 to {num_classes - 1}, got {labels.min()} to "

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from pcn_jax.checks import check_positive_integer
+from pcn_jax.checks import check_host_labels, check_positive_integer
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -364,12 +364,7 @@ def _uint32(name: str, x: ArrayLike) -> jax.Array:
 
 
 def _check(labels: np.ndarray, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
-    labels = np.asarray(labels)
-    if labels.ndim != 1 or not labels.size or labels.dtype.kind not in "iu":
-        raise ValueError(
-            "labels must be integers of shape [n], at least one, got "
-            f"{labels.dtype}{list(labels.shape)}."
-        )
+    labels = check_host_labels(labels, "[n]")
     check_positive_integer("batch_size", batch_size)
     if labels.min() < 0:
         raise ValueError(f"labels must not be negative, got {labels.min()}.")
