@@ -1,5 +1,7 @@
 """Which examples are of which class, how many, and what is divided by that."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -7,6 +9,12 @@ import jax.numpy as jnp
 def at_least_one(count: jax.Array) -> jax.Array:
     """The count, or 1 in place of 0, where something is divided by it."""
     return jnp.maximum(count, 1)
+
+
+def inverse_shares(counts: jax.Array, dtype: Any) -> jax.Array:
+    """`B / B_l`, `[C]`; for an absent class `B`, where it multiplies nothing."""
+    counts = counts.astype(dtype)
+    return counts.sum() / jnp.where(counts == 0, 1, counts)
 
 
 def members(labels: jax.Array, num_classes: int) -> jax.Array:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from pcn_jax.checks import check_labels, check_positive_integer, check_shapes
-from pcn_jax.counts import members
+from pcn_jax.counts import inverse_shares, members
 from pcn_jax.precision import at_least_float32
 
 
@@ -101,9 +101,9 @@ def predicted_loss_changes(
     changes = jax.tree.reduce(jnp.add, products)
     if class_counts is None:
         return changes
-    counts = jnp.asarray(class_counts).astype(changes.dtype)
+    counts = jnp.asarray(class_counts)
     check_shapes("class_counts", counts, changes.shape, "one number a class")
-    return changes * counts.sum() / jnp.where(counts == 0, 1, counts)
+    return changes * inverse_shares(counts, changes.dtype)
 
 
 def _row_products(class_grad: jax.Array, update: jax.Array) -> jax.Array:

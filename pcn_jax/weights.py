@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 
 from pcn_jax.checks import check_choice, check_number, check_numbers
+from pcn_jax.counts import inverse_shares
 
 Average = Literal["norm", "alignment"]
 """What `inverse_smoothed_norm` averages over steps."""
@@ -63,8 +64,7 @@ class ClassStatistics(NamedTuple):
     @property
     def inverse_shares(self) -> jax.Array:
         """`B / B_l`, `[C]`; for an absent class `B`, where it multiplies nothing."""
-        counts = self.counts.astype(self.norms.dtype)
-        return counts.sum() / jnp.where(counts == 0, 1, counts)
+        return inverse_shares(self.counts, self.norms.dtype)
 
     @property
     def cosines(self) -> jax.Array:

@@ -506,6 +506,19 @@ class TestInvariants:
         progress = spread @ d / np.linalg.norm(spread, axis=1)
         np.testing.assert_allclose(progress, cosines_of(matrix).sum(axis=1), atol=1e-5)
 
+    @pytest.mark.parametrize(
+        "name", ["clip_by_class_norm", "scale_by_class_frequency", "class_momentum"]
+    )
+    def test_only_the_shares_of_the_counts_matter(self, name: str) -> None:
+        """So they may be fractions, even below 1."""
+        _, grads, extra = problem(0)
+        counts = extra["class_counts"].astype(np.float32)
+        whole, fractions = (
+            matrix_of(apply_named[name](grads, counts=c, reference=grads))
+            for c in (counts, counts / 100)
+        )
+        np.testing.assert_allclose(fractions, whole, rtol=1e-6)
+
     @every_scaling
     @many_examples
     @given(matrix=rows, reference=rows, order=st.permutations(range(4)))

@@ -3,9 +3,9 @@
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 
+from pcn_jax.counts import inverse_shares
 from pcn_jax.geometry import scale_rows
 from pcn_jax.transforms.per_class import check_counts, per_class
 
@@ -44,8 +44,7 @@ def scale_by_class_frequency() -> optax.GradientTransformationExtraArgs:
     ) -> optax.Updates:
         del extra
         num_classes = len(jax.tree.leaves(class_grads)[0])
-        counts = check_counts(name, class_counts, num_classes).astype(float)
-        of_classes = counts.sum() / (num_classes * jnp.where(counts == 0, 1, counts))
-        return scale_rows(class_grads, of_classes)
+        counts = check_counts(name, class_counts, num_classes)
+        return scale_rows(class_grads, inverse_shares(counts, float) / num_classes)
 
     return per_class(name, scale)

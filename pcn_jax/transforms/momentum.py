@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from pcn_jax.checks import check_number, check_positive_integer
-from pcn_jax.counts import at_least_one
+from pcn_jax.counts import inverse_shares
 from pcn_jax.geometry import scale_rows
 from pcn_jax.precision import at_least_float32
 from pcn_jax.transforms.per_class import check_class_axis, check_counts
@@ -102,20 +102,18 @@ def class_momentum(
                 f"{name} was made for {num_classes} classes, got {num_rows} rows."
             )
         counts = check_counts(name, class_counts, num_classes)
-        counts = counts.astype(state.seen.dtype)
-        here = counts > 0
-        shares = jnp.where(here, counts / at_least_one(counts.sum()), 1)
+        here, to_mean = counts > 0, inverse_shares(counts, state.seen.dtype)
         kept, new = jnp.where(here, decay, 1), jnp.where(here, 1 - decay, 0)
         averages = jax.tree.map(
-            lambda old, g: (scale_rows(old, kept) + scale_rows(g, new / shares)).astype(
-                old.dtype
-            ),
+            lambda old, g: (
+                scale_rows(old, kept) + scale_rows(g, new * to_mean)
+            ).astype(old.dtype),
             state.averages,
             updates,
         )
         seen = kept * state.seen + new
         corrected = scale_rows(
-            averages, jnp.where(here, shares / jnp.where(here, seen, 1), 0)
+            averages, jnp.where(here, 1 / jnp.where(here, to_mean * seen, 1), 0)
         )
         return (
             optax.tree_utils.tree_cast_like(corrected, updates),
