@@ -4,7 +4,7 @@ from typing import Any
 
 import optax
 
-from pcn_jax.geometry import scale_rows, unit_class_grads
+from pcn_jax.geometry import class_norms, scale_rows
 from pcn_jax.transforms.per_class import check_counts, per_class
 from pcn_jax.weighing import check_weights, checked, class_statistics
 from pcn_jax.weights import ClassWeights
@@ -57,11 +57,11 @@ def scale_by_class_weights(
         **extra: Any,
     ) -> optax.Updates:
         del extra
-        units, norms = unit_class_grads(class_grads)
+        norms = class_norms(class_grads)
         counts = check_counts(name, class_counts, len(norms))
         statistics = class_statistics(
             class_grads, norms, counts, with_gramian=with_gramian, reference=reference
         )
-        return scale_rows(units, norms * checked(weights(statistics), norms))
+        return scale_rows(class_grads, checked(weights(statistics), norms))
 
     return per_class(name, scale)
