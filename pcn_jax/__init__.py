@@ -44,7 +44,7 @@ from pcn_jax.transforms import (
     sum_over_classes,
 )
 from pcn_jax.weighing import PCNValue
-from pcn_jax.weights import ClassStatistics
+from pcn_jax.weights import ClassStatistics, StatefulClassWeights
 
 __all__ = [
     "ClassStatistics",
@@ -53,6 +53,7 @@ __all__ = [
     "PCNValue",
     "Plan",
     "Sampler",
+    "StatefulClassWeights",
     "accumulate",
     "class_alignment",
     "class_cosines",

@@ -187,7 +187,7 @@ class Weighing(NamedTuple):
             weights, state = self.weights.update(statistics, state)
         else:
             weights = self.weights(statistics)
-        weights = checked(weights, statistics.norms)
+        weights = checked_weights(weights, statistics.norms)
         value = PCNValue(losses, statistics, weights, aux, state)
         return value, weights if halves is None else jnp.repeat(weights, 2)
 
@@ -238,7 +238,7 @@ def check_weights(weights: Any) -> None:
         )
 
 
-def checked(weights: Any, norms: jax.Array) -> jax.Array:
+def checked_weights(weights: Any, norms: jax.Array) -> jax.Array:
     """Refuses another shape; nothing is done to a gradient that is exactly zero."""
     weights = jnp.asarray(weights)
     if weights.shape != norms.shape:

@@ -6,7 +6,7 @@ import optax
 
 from pcn_jax.geometry import class_norms, scale_rows
 from pcn_jax.transforms.per_class import check_counts, per_class
-from pcn_jax.weighing import check_weights, checked, class_statistics
+from pcn_jax.weighing import check_weights, checked_weights, class_statistics
 from pcn_jax.weights import ClassWeights
 
 
@@ -62,6 +62,6 @@ def scale_by_class_weights(
         statistics = class_statistics(
             class_grads, norms, counts, with_gramian=with_gramian, reference=reference
         )
-        return scale_rows(class_grads, checked(weights(statistics), norms))
+        return scale_rows(class_grads, checked_weights(weights(statistics), norms))
 
     return per_class(name, scale)
