@@ -167,8 +167,8 @@ def oversampled(labels: np.ndarray, batch_size: int) -> Sampler:
     if rest:
         sizes = f"{each * num_classes} or " if each else ""
         raise ValueError(
-            f"An oversampled batch of {num_classes} classes must be a multiple of "
-            f"{num_classes}, got batch_size={batch_size}: use {sizes}"
+            "batch_size of an oversampled batch must be a multiple of the "
+            f"{num_classes} classes, got {batch_size}: use {sizes}"
             f"{(each + 1) * num_classes}."
         )
     return _of_counts(labels, [each] * num_classes)

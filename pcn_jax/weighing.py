@@ -88,7 +88,7 @@ class Weighing(NamedTuple):
 
     @classmethod
     def of(cls, num_classes: int, weights: Any, with_gramian: bool) -> Self:
-        """What was asked for, refused if it cannot be.
+        """Checks the options of `pcn_value_and_grad` and fills in the default weights.
 
         Args:
           num_classes: `C`.

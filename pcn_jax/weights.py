@@ -3,8 +3,8 @@
 Every method here is `Σ_l w_l g_l`, and differs in its weights alone. As links of an
 optax chain they scale stacked class gradients; as functions of a few statistics of each
 class they serve `pcn_jax.pcn_value_and_grad`, which never makes the stack. Any function
-of the statistics will do, but norm and count of a class that is absent are 0. (Its
-weight does not matter: where a norm is 0, it becomes 0.)
+of the statistics will do. An absent class has norm and count 0; whatever its weight, 0
+is used.
 
 Example:
   >>> def to_the_smallest_norm(statistics):
@@ -131,9 +131,9 @@ def inverse_clipped_norm(max_norm: jax.typing.ArrayLike) -> ClassWeights:
     What `pcn_jax.clip_by_class_norm` does in a chain, which explains it.
 
     Args:
-      max_norm: Norm of a class-mean gradient up to which it is left in proportion, or
-        one for each class `[C]`; of 0.1, 1 and 10 the first did best in our runs
-        (RESULTS.md, C11).
+      max_norm: A class-mean gradient longer than this is cut to length 1; a shorter one
+        is only divided by it. 0 or more, or one for each class `[C]`; of 0.1, 1 and 10
+        the first did best in our runs (RESULTS.md, C11).
 
     Returns:
       A function of `ClassStatistics`.
@@ -186,7 +186,8 @@ def inverse_aligned_norm(*, min_alignment: float = 0.1) -> ClassWeights:
     chain; the latter explains `min_alignment`.
 
     Args:
-      min_alignment: Where the inverse of `p_l` ends, in [1e-6, 1].
+      min_alignment: Smallest `|p_l|` that is inverted, in [1e-6, 1]; below it the
+        weight falls linearly to 0.
 
     Returns:
       A function of `ClassStatistics` with an `alignment`.
@@ -210,8 +211,9 @@ def inverse_aligned_norm(*, min_alignment: float = 0.1) -> ClassWeights:
         alignment = statistics.alignment
         if alignment is None:
             raise ValueError(
-                "inverse_aligned_norm needs the class gradients of all the training "
-                "data: pass reference=... where the class gradients are balanced."
+                "inverse_aligned_norm needs a reference: pass reference=<class "
+                "gradients of all the training data> to the function that "
+                "pcn_value_and_grad returned, or to update() of the chain."
             )
         return inverse(alignment) * _inverse(statistics.norms)
 
@@ -222,8 +224,8 @@ def bounded_inverse(min_alignment: float) -> Callable[[jax.Array], jax.Array]:
     """`1 / p`, and `p / min_alignment²` where `|p|` is below `min_alignment`.
 
     Args:
-      min_alignment: Where the inverse ends, in [1e-6, 1]: its square must not
-        underflow.
+      min_alignment: Smallest `|p|` that is inverted, in [1e-6, 1], as its square must
+        not underflow; below it the weight falls linearly to 0.
 
     Raises:
       ValueError: If `min_alignment` is not in [1e-6, 1].

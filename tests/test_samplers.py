@@ -348,7 +348,7 @@ class TestClassCounts:
     def test_oversampled_batch_is_a_multiple(
         self, batch_size: int, advice: str
     ) -> None:
-        message = f"multiple of 3, got batch_size={batch_size}: .*{re.escape(advice)}"
+        message = f"multiple of the 3 .*, got {batch_size}: .*{re.escape(advice)}"
         with pytest.raises(ValueError, match=message):
             pcn_jax.oversampled(LABELS, batch_size)
 

@@ -160,7 +160,7 @@ class TestSamplers:
     def test_oversampled_batch_must_be_a_multiple(
         self, algorithm: AlgorithmName
     ) -> None:
-        with pytest.raises(ValueError, match="got batch_size=13: use 12 or 15"):
+        with pytest.raises(ValueError, match="3 classes, got 13: use 12 or 15"):
             trainer(algorithm, batch_size=13)
 
     def test_unknown_one(self) -> None:

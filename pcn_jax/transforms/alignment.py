@@ -35,7 +35,8 @@ def scale_by_class_alignment(
     | absent, or a zero gradient  | irrelevant: the row is zero and stays zero     |
 
     Args:
-      min_alignment: Where the inverse ends, in [1e-6, 1].
+      min_alignment: Smallest `|p_l|` that is inverted, in [1e-6, 1]; below it the
+        weight falls linearly to 0.
       published_code: Multiply by `Π_{k≠l} p_k` instead, as the code published with the
         paper does: in its direction `(Π_k p_k) / p_l` differs from `1/p_l` by a common
         factor, which shrinks with the number of classes and can be negative. Classes

@@ -24,10 +24,10 @@ def clip_by_class_norm(
     the learning rate then has the meaning that it has for PCN.
 
     Args:
-      max_norm: Norm of a class-mean gradient up to which it is left in proportion; a
-        non-negative number in the units of the loss over those of the parameters, or
-        one for each class `[C]`. Of 0.1, 1 and 10 the first did best in our runs
-        (RESULTS.md, C11).
+      max_norm: A class-mean gradient longer than this is cut to length 1; a shorter one
+        is only divided by it. A non-negative number in the units of the loss over those
+        of the parameters, or one for each class `[C]`. Of 0.1, 1 and 10 the first did
+        best in our runs (RESULTS.md, C11).
 
     Returns:
       A stateless transformation of class gradients. Its `update` needs the extra

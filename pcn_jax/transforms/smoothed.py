@@ -31,8 +31,8 @@ def scale_by_smoothed_class_norm(
         ‖G_l‖_smoothed = √max(EMA⟨G_a, G_b⟩, min_alignment² EMA‖G_l‖²)
 
     where `a` and `b` are halves of the examples of class `l`; see
-    `pcn_jax.weights.inverse_smoothed_norm`, which says why and in which cases what is
-    done. The rows are those of the halves, `[2C, *param.shape]`, two by two, and stay
+    `pcn_jax.weights.inverse_smoothed_norm`, which explains why, and lists the special
+    cases. The rows are those of the halves, `[2C, *param.shape]`, two by two, and stay
     so: `sum_over_classes` adds them all. `pcn_jax.split_halves` makes the labels.
 
     Args:
@@ -42,8 +42,9 @@ def scale_by_smoothed_class_norm(
       decay: Of the moving averages, in [0, 1).
       min_alignment: How much shorter than the noisy norm the smoothed one may be, in
         [0, 1].
-      average: What is averaged over steps: the norm, or only the alignment of the batch
-        with it.
+      average: What is averaged over steps: `"norm"`, the squared norm; or
+        `"alignment"`, only its ratio to the noisy one, by which the norm of the present
+        batch is then shortened.
 
     Returns:
       A transformation of the gradients of half classes with a `SmoothedNormState`. Its
