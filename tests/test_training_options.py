@@ -182,7 +182,7 @@ class TestOptions:
 
         chosen, spy = ALGORITHMS[algorithm], cast(TrainConfig, Spy())
         if chosen.links is not None:
-            chosen.links(spy, 3)
+            chosen.links(spy, np.full(3, 1 / 3))
         if chosen.weights is not None:
             chosen.weights(spy, np.full(3, 1 / 3))
         if chosen.needs_reference:  # which no model with batch normalisation can have

@@ -37,12 +37,11 @@ class Algorithm(NamedTuple):
     Attributes:
       label: Name in tables and figures.
       sampler: How the batch is drawn; `"full"` is all of the training set.
-      links: From a `TrainConfig` and the number of classes to the transformations
-        between class gradients and their sum; or `None` where there are none: the
-        ordinary gradient, or weights alone.
-      weights: From a `TrainConfig` and the classes' shares of the training data `[C]`
-        to the same as class weights, for `pcn_jax.pcn_value_and_grad`; returns `None`
-        if what was chosen can be had with the links only.
+      links: From a `TrainConfig` and the classes' shares of the training data `[C]` to
+        the transformations between class gradients and their sum; or `None` where there
+        are none: the ordinary gradient, or weights alone.
+      weights: From the same to class weights, for `pcn_jax.pcn_value_and_grad`; returns
+        `None` if what was chosen can be had with the links only.
       needs_reference: Whether they need the class gradients of all the data.
       by_halves: Whether the links take the gradients of two halves of each class.
       adjusts_logits: Whether the loss is adjusted by the shares of the classes: in the
@@ -52,7 +51,7 @@ class Algorithm(NamedTuple):
 
     label: str
     sampler: SamplerName
-    links: Callable[[TrainConfig, int], Links] | None
+    links: Callable[[TrainConfig, np.ndarray], Links] | None
     weights: Callable[[TrainConfig, np.ndarray], Weights | None] | None = None
     needs_reference: bool = False
     by_halves: bool = False
@@ -81,15 +80,15 @@ class Algorithm(NamedTuple):
         return {name: getattr(chosen, name) for name in names if name not in ignored}
 
 
-def _pcngd(chosen: TrainConfig, _num_classes: int) -> Links:
+def _pcngd(chosen: TrainConfig, _shares: np.ndarray) -> Links:
     angle = [transforms.scale_by_class_angle()] if chosen.angle_step_size else []
     return [transforms.scale_by_class_norm(), *angle]
 
 
-def _normalised(chosen: TrainConfig, num_classes: int) -> Links:
+def _normalised(chosen: TrainConfig, shares: np.ndarray) -> Links:
     if not chosen.class_momentum:
         return [transforms.scale_by_class_norm()]
-    momentum = transforms.class_momentum(num_classes, chosen.class_momentum)
+    momentum = transforms.class_momentum(len(shares), chosen.class_momentum)
     return [momentum, transforms.scale_by_class_norm()]
 
 
@@ -99,7 +98,7 @@ def _normalised_weights(
     return None if chosen.class_momentum else weights.inverse_norm()
 
 
-def _rescaled(chosen: TrainConfig, _num_classes: int) -> Links:
+def _rescaled(chosen: TrainConfig, _shares: np.ndarray) -> Links:
     align = transforms.scale_by_class_alignment(
         min_alignment=chosen.min_alignment, published_code=chosen.published_alignment
     )
@@ -123,9 +122,9 @@ _CLIPPED = (
 )
 _RESCALED = (_rescaled, _rescaled_weights)
 _SMOOTHED = (
-    lambda chosen, num_classes: [
+    lambda chosen, shares: [
         transforms.scale_by_smoothed_class_norm(
-            num_classes,
+            len(shares),
             chosen.min_norm,
             decay=chosen.decay,
             min_alignment=chosen.min_split_alignment,

@@ -91,7 +91,7 @@ def make_steps(
     weights = _weights(problem, algorithm, config, sampler)
     links = []
     if algorithm.links and weights is None:
-        links = algorithm.links(config, problem.num_classes)
+        links = algorithm.links(config, problem.class_shares)
     transformation = optax.chain(
         *links,
         sum_over_classes(),
