@@ -227,6 +227,9 @@ def parse(
     Returns:
       The experiment.
 
+    Raises:
+      ValueError: If no data are named for the set-up for data of one's own.
+
     Example:
       >>> parse("experiments.train", ["digits-lt", "--seeds", "7"], SETUPS, "").seeds
       (7,)
@@ -246,6 +249,13 @@ def parse(
             prog=f"python -m {module}",
             description=description,
             args=arguments,
+        )
+    if experiment.name == _OWN and not any(
+        word.startswith("--data.name") for word in arguments
+    ):
+        raise ValueError(
+            f"{_OWN} is for data of your own: give --data.name FILE.npz, or the name "
+            "of another data set."
         )
     return dataclasses.replace(experiment, typed=tuple(arguments))
 

@@ -174,7 +174,8 @@ def test_wrong_words_are_refused_with_what_is_allowed(
         ),
         (["horse-deer", "--data.data-dir", "nowhere"], "not prepared"),
         (["custom", "--data.name", "no.npz", "--learning-rate", "1"], "no.npz"),
-        (["custom", "--algorithms", "sgd"], "No learning rate is known for sgd"),
+        (["custom", "--learning-rate", "1"], "give --data.name FILE.npz"),
+        (["custom", "--data.name", "digits"], "No learning rate is known for gd"),
     ],
 )
 def test_what_cannot_be_run_ends_in_one_sentence(
