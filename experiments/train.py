@@ -10,7 +10,7 @@ Runs that are already there are not run again, so a broken-off command can be re
 
 import hashlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -72,11 +72,7 @@ def _prepared(
     experiment: Experiment, of_data: dict[str, Any], of_problem: Problem
 ) -> dict[AlgorithmName, Callable[..., TrainState]]:
     """The runs of all algorithms, refused before the first if one cannot be made."""
-    for algorithm in experiment.algorithms:
-        for seed in experiment.seeds:
-            description = _description(experiment, algorithm, seed, of_data)
-            _is_missing(experiment, _folder(experiment, algorithm, seed), description)
-    return {
+    prepared = {
         algorithm: make_train(
             of_problem,
             algorithm,
@@ -86,6 +82,11 @@ def _prepared(
         )
         for algorithm in experiment.algorithms
     }
+    for algorithm in experiment.algorithms:
+        for seed in experiment.seeds:
+            description = _description(experiment, algorithm, seed, of_data)
+            _is_missing(experiment, _folder(experiment, algorithm, seed), description)
+    return prepared
 
 
 def _is_missing(
@@ -102,14 +103,42 @@ def _is_missing(
         if found == description:
             keep = experiment.save_params
             return keep is not None and not params_path(folder, keep).exists()
-        keys = {**description, **found}
-        differing = [key for key in keys if found.get(key) != description.get(key)]
         reason = (
-            f"{folder} holds a finished run that differs in {', '.join(differing)}."
+            f"{folder} holds a finished run that differs in "
+            f"{_differences(found, description)}."
         )
     if not experiment.overwrite:
         raise ValueError(f"{reason} Choose another --out, or --overwrite it.")
     return True
+
+
+def _differences(found: Any, asked: Any) -> str:
+    """The first fields in which two descriptions differ, with both values."""
+    there, wanted = dict(_fields(found)), dict(_fields(asked))
+    both = {
+        name: (there.get(name, "nothing"), wanted.get(name, "nothing"))
+        for name in wanted | there
+    }
+    differing = [
+        f"{name} ({_short(old)} there, {_short(new)} asked for)"
+        for name, (old, new) in both.items()
+        if old != new
+    ]
+    more = len(differing) - 4
+    return ", ".join(differing[:4]) + (f" and {more} more" if more > 0 else "")
+
+
+def _fields(x: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value of nested data under a name such as `train.steps`."""
+    if not isinstance(x, dict):
+        yield name, x
+        return
+    for key, value in x.items():
+        yield from _fields(value, f"{name}.{key}" if name else key)
+
+
+def _short(x: Any) -> str:
+    return text if len(text := str(x)) <= 40 else f"{text[:37]}..."
 
 
 def _of_data(experiment: Experiment, dataset: Dataset) -> dict[str, Any]:

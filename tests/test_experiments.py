@@ -69,10 +69,37 @@ def test_a_command_whose_runs_diverge_says_so(
 def test_runs_made_otherwise_are_refused_before_anything_is_run(finished: Path) -> None:
     metrics = finished / "digits-lt/sgd/seed-0/metrics.jsonl"
     before = metrics.read_text()
-    more = ["--train.batch-size", "90", "--learning-rate", "0.3"]
-    with pytest.raises(SystemExit, match=r"differs in train\..*--overwrite"):
+    more = ["--train.batch-size", "110", "--learning-rate", "0.1"]
+    differing = (
+        r"differs in learning_rate \(0\.3 there, 0\.1 asked for\), "
+        r"train\.batch_size \(100 there, 110 asked for\)\. .*--overwrite"
+    )
+    with pytest.raises(SystemExit, match=differing):
         train.main(words(finished, *more))
     assert metrics.read_text() == before
+
+
+def test_of_many_differences_a_few_are_told(finished: Path) -> None:
+    counts = ["--data.counts", *"1111111111", "--learning-rate", "1"]
+    more = ["--model.features", "7", "--train.sampler", "uniform", "--data.seed", "1"]
+    told = r"data\.counts \(\[120, .*, class_counts .*asked for\) and 2 more\. Choose"
+    with pytest.raises(SystemExit, match=told):
+        train.main(words(finished, *counts, *more))
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--learning-rate", "-1"], "learning_rate must be .* got -1"),
+        (["--learning-rate", "nan"], "learning_rate must be .* got nan"),
+        (["--train.batch-size", "3"], "too small: class"),
+    ],
+)
+def test_wrong_values_are_refused_as_such_where_a_finished_run_is(
+    more: list[str], message: str, finished: Path
+) -> None:
+    with pytest.raises(SystemExit, match=message):
+        train.main(words(finished, "--learning-rate", "1", *more))
 
 
 def own_data(path: Path, *, seed: int = 0) -> str:
