@@ -176,15 +176,19 @@ def _held_out(source: Source, used: NDArray[np.bool_]) -> tuple[int, int]:
     label = min(np.flatnonzero(used), key=lambda label: totals[label])
     smallest = int(totals[label])
     if source.test:
-        size, least, where = smallest, 2, "in the test split"
+        size, where, least = smallest, "in the test split", "2 are needed"
     else:
-        size, least, where = source.held_out or smallest // 5, 10, "in all"
+        size, where = source.held_out or smallest // 5, "in all"
+        least = (
+            "10 are needed, or with a test split (x_test, y_test) 2 in it and 1 for "
+            "training"
+        )
     if size < 2:
         absent = "" if smallest else ", or number the labels from 0 without gaps"
         raise ValueError(
             f"Label {label} ({source.label_names[label]!r}) has {smallest} examples "
-            f"{where}, too few for validation and test: add some, at least {least} are "
-            f"needed, or leave the label out with groups{absent}."
+            f"{where}, too few for validation and test: add some, at least {least}, or "
+            f"leave the label out with groups{absent}."
         )
     return size // 2, size - size // 2
 
