@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
 
+import numpy as np
 import tyro
 
 from pcn_jax.data import SETUPS as DATA_SETUPS
@@ -188,7 +189,8 @@ def problem(experiment: Experiment) -> tuple[Dataset, Problem]:
       experiment: Any with this data and model.
 
     Returns:
-      Both; the same objects again for the next experiment that has them.
+      Both; the same objects again for the next experiment that has them. Where few
+      examples are held out, it is printed when they are loaded.
 
     Raises:
       FileNotFoundError: If the data set is not there.
@@ -201,8 +203,33 @@ def _problem(
     data: DataConfig, model: ModelConfig, microbatch_size: int
 ) -> tuple[Dataset, Problem]:
     dataset = load(data)
+    test, validation = fewest_held_out(dataset)
+    if min(test, validation) < 10:
+        print(
+            f"warning: of some classes there are only {test} test and {validation} "
+            "validation examples: recalls, early stopping and searched learning rates "
+            "mean little with fewer than 10.",
+            file=sys.stderr,
+        )
     net = build(model, dataset.num_classes)
     return dataset, Problem(dataset, net, microbatch_size=microbatch_size)
+
+
+def fewest_held_out(dataset: Dataset) -> tuple[int, int]:
+    """How many test and validation examples the class with the fewest has.
+
+    Args:
+      dataset: Whose.
+
+    Example:
+      >>> fewest_held_out(load(DATA_SETUPS["digits-lt"]))
+      (25, 25)
+    """
+    test, validation = (
+        int(np.bincount(split.labels, minlength=dataset.num_classes).min())
+        for split in (dataset.test, dataset.validation)
+    )
+    return test, validation
 
 
 def learning_rates_path(setup: str) -> Path:

@@ -14,7 +14,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from experiments.experiment import SETUPS, Experiment, parse, problem
+from experiments.experiment import (
+    SETUPS,
+    Experiment,
+    fewest_held_out,
+    parse,
+    problem,
+)
 from experiments.figures import draw
 from experiments.summary import summarise, table
 from pcn_jax.data import Dataset
@@ -186,7 +192,11 @@ def _show(experiment: Experiment, dataset: Dataset, runs: Runs) -> None:
     """Prints and writes the table, and draws."""
     rates = {name: experiment.learning_rate_of(name) for name in runs}
     summary = summarise(runs, dataset.class_counts, rates, experiment.target_recall)
-    printed = table(summary, experiment.target_recall)
+    test, validation = fewest_held_out(dataset)
+    printed = (
+        f"{table(summary, experiment.target_recall)}\n\n"
+        f"Each class has at least {test} test and {validation} validation examples."
+    )
     (experiment.folder / "table.md").write_text(printed + "\n")
     print(f"\n{printed}\n")
     for algorithm, line in summary.items():

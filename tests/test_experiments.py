@@ -110,6 +110,26 @@ def own_data(path: Path, *, seed: int = 0) -> str:
     return str(path)
 
 
+@pytest.mark.parametrize("command", [train, tune])
+def test_few_held_out_examples_are_told(
+    command: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(tune, "grid", lambda _: (0.3,))
+    path = own_data(tmp_path / "own.npz")
+    arguments = ["custom", "--data.name", path, "--learning-rate", "0.1"]
+    arguments += ["--train.steps", "2", "--train.batch-size", "4", "--seeds", "0"]
+    command.main([*arguments, "--algorithms", "sgd", "--out", str(tmp_path)])
+    printed = capsys.readouterr()
+    assert "only 2 test and 2 validation examples: recalls, early" in printed.err
+    if command is train:
+        said = "Each class has at least 2 test and 2 validation examples."
+        assert said in printed.out
+        assert said in (tmp_path / "custom" / "table.md").read_text()
+
+
 def test_runs_on_data_that_changed_since_are_not_taken_for_runs_on_them(
     tmp_path: Path,
 ) -> None:
