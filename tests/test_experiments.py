@@ -253,6 +253,16 @@ def test_labels_are_merged_on_the_command_line() -> None:
     assert parse("x", arguments, SETUPS, "").data.groups == ((1, 3), (9,))
 
 
+def test_counts_of_a_set_up_can_be_removed(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["digits-lt", "--data.profile", "geometric", "--data.ratio", "0.5"]
+    with pytest.raises(SystemExit):
+        parse("x", arguments, SETUPS, "")
+    said = " ".join(capsys.readouterr().err.replace("│", "").split())
+    assert "remove it (on the command line with --data.counts None)" in said
+    data = parse("x", [*arguments, "--data.counts", "None"], SETUPS, "").data
+    assert (data.ratio, data.counts) == (0.5, None)
+
+
 def test_the_demo_has_a_learning_rate_for_every_algorithm() -> None:
     demo = SETUPS["digits-lt"]
     rates = tune.grid(demo.train.optimizer)

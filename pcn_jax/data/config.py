@@ -145,9 +145,11 @@ class DataConfig:
             if value is None and field == needed:
                 raise ValueError(f"profile {self.profile!r} needs {field}: give it.")
             if value is not None and field not in belongs:
+                option = field.replace("_", "-")
                 raise ValueError(
                     f"{field}={value!r} does not belong to profile {self.profile!r}, "
-                    f"which would ignore it: remove it or choose another profile."
+                    "which would ignore it: remove it (on the command line with "
+                    f"--data.{option} None) or choose another profile."
                 )
         check_profile(
             n_max=self.n_max, ratio=self.ratio, imbalance_factor=self.imbalance_factor
