@@ -258,6 +258,10 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
+            (
+                {"optimizer": optax.adam(0.1)},
+                "optimizer must be an OptimizerConfig, .* got a Gradient.* make_steps",
+            ),
             ({"steps": -1}, "steps must be an integer of 0 or more, got -1"),
             ({"steps": 2.5}, "steps must be an integer of 0 or more, got 2.5"),
             ({"batch_size": 0}, "batch_size must be a positive integer, got 0"),

@@ -12,6 +12,7 @@ from pcn_jax.checks import (
     check_integer,
     check_number,
     check_positive_integer,
+    describe,
 )
 from pcn_jax.weights import Average
 
@@ -162,6 +163,12 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Refuses values that no run can take."""
+        if not isinstance(self.optimizer, OptimizerConfig):
+            raise ValueError(
+                "optimizer must be an OptimizerConfig, such as "
+                f"OptimizerConfig('adam'), got {describe(self.optimizer)}: give optax "
+                "optimizers to make_steps, as docs/command_line.md shows."
+            )
         if self.sampler is not None:
             check_choice("sampler", self.sampler, SamplerName)
         check_integer("steps", self.steps, lambda x: x >= 0, "an integer of 0 or more")
