@@ -1,11 +1,13 @@
 """What a run of the command line is: a set-up, the algorithms and the seeds."""
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
 import json
 import shlex
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -285,6 +287,24 @@ def parse(
             "of another data set."
         )
     return dataclasses.replace(experiment, typed=tuple(arguments))
+
+
+@contextlib.contextmanager
+def without_traceback(interrupted: str) -> Iterator[None]:
+    """Ends the process with a sentence where a command cannot go on.
+
+    Args:
+      interrupted: What it says after Ctrl-C; the exit status is 130 then, and 1 after
+        an error.
+    """
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        said = [f"\ninterrupted: {interrupted}", *getattr(stop, "__notes__", ())]
+        print(*said, file=sys.stderr)
+        sys.exit(130)
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
 
 
 _constructors = tyro.constructors.ConstructorRegistry()

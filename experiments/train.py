@@ -20,6 +20,7 @@ from experiments.experiment import (
     fewest_held_out,
     parse,
     problem,
+    without_traceback,
 )
 from experiments.figures import draw
 from experiments.summary import summarise, table
@@ -216,12 +217,13 @@ def main(arguments: list[str] | None = None) -> None:
     Args:
       arguments: Instead of those of the process.
     """
-    try:
+    with without_traceback(
+        "finished runs are kept, and the same command goes on with the next one; an "
+        "unfinished one starts anew."
+    ):
         experiment = parse("experiments.train", arguments, SETUPS, __doc__ or "")
         dataset, runs = run(experiment)
         _show(experiment, dataset, runs)
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

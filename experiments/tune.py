@@ -18,11 +18,17 @@ import functools
 import json
 import shlex
 import statistics
-import sys
 from pathlib import Path
 from typing import Any
 
-from experiments.experiment import SETUPS, Experiment, Goal, parse, problem
+from experiments.experiment import (
+    SETUPS,
+    Experiment,
+    Goal,
+    parse,
+    problem,
+    without_traceback,
+)
 from experiments.kept import write_whole
 from pcn_jax.training import (
     ALGORITHMS,
@@ -165,7 +171,9 @@ def main(arguments: list[str] | None = None) -> None:
         name: dataclasses.replace(setup, seeds=setup.search_seeds)
         for name, setup in SETUPS.items()
     }
-    try:
+    with without_traceback(
+        "what was found is kept, and the same command without --overwrite goes on."
+    ):
         experiment = parse("experiments.tune", arguments, setups, __doc__ or "")
         experiment = dataclasses.replace(experiment, search_seeds=experiment.seeds)
         command = shlex.join(["python", "-m", "experiments.tune", *experiment.typed])
@@ -174,8 +182,6 @@ def main(arguments: list[str] | None = None) -> None:
                 path = experiment.rates_path(algorithm)
                 label = ALGORITHMS[algorithm].label
                 print(f"{label}: found before, in {path}; --overwrite searches again")
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

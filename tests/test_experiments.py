@@ -102,6 +102,28 @@ def test_wrong_values_are_refused_as_such_where_a_finished_run_is(
         train.main(words(finished, "--learning-rate", "1", *more))
 
 
+def test_an_interrupted_command_says_how_it_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def make_train(*_: Any, **_as: Any) -> Any:
+        def run(seed: int, on_record: Any) -> None:
+            on_record({"step": 0})
+            if seed == 1:
+                raise KeyboardInterrupt
+
+        return run
+
+    monkeypatch.setattr(train, "make_train", make_train)
+    with pytest.raises(SystemExit) as stop:
+        train.main(words(tmp_path))
+    assert stop.value.code == 130
+    assert len(read_run(tmp_path / "digits-lt/sgd/seed-0")) == 1
+    (unfinished,) = tmp_path.rglob("unfinished-*")
+    *_, said = capsys.readouterr().err.splitlines()
+    assert said.startswith("interrupted: finished runs are kept, and the same command")
+    assert said.endswith(f"starts anew. What was measured before is in {unfinished}.")
+
+
 def own_data(path: Path, *, seed: int = 0) -> str:
     labels = np.arange(40) % 2
     inputs = np.random.default_rng(seed).normal(size=(40, 3)) + labels[:, None]

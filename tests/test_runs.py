@@ -46,8 +46,10 @@ def break_off(folder: Path, description: dict[str, int]) -> None:
 
 
 def test_a_broken_off_run_is_not_finished(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt) as stop:
         break_off(tmp_path, {"seed": 0})
+    (unfinished,) = tmp_path.iterdir()
+    assert stop.value.__notes__ == [f"What was measured before is in {unfinished}."]
     assert finished_description(tmp_path) is None
     with pytest.raises(FileNotFoundError, match="no finished run"):
         read_run(tmp_path)

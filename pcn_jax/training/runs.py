@@ -61,9 +61,9 @@ def write_run(
     Writes `run.json` (the description, and the versions and device it ran on) and
     `metrics.jsonl` (a record a line; what is not finite is `null`). Until the end they
     are in a folder of their own in `folder`, `unfinished-...`, where a run that broke
-    off, or has no records, leaves them. So that is never taken for a finished one,
-    several processes may write the same run, and one that is there, of whatever
-    description, is replaced by a whole one only.
+    off, or has no records, leaves them; a note to what was raised says where. So that
+    is never taken for a finished one, several processes may write the same run, and one
+    that is there, of whatever description, is replaced by a whole one only.
 
     Args:
       folder: Folder of the run; made where it is missing.
@@ -86,7 +86,7 @@ def write_run(
     partial = Path(tempfile.mkdtemp(prefix="unfinished-", dir=folder))
     run = {"description": plain(description), "ran_on": environment()}
     (partial / _DESCRIPTION).write_text(json.dumps(run, indent=2) + "\n")
-    with contextlib.ExitStack() as stack:
+    with _noting(partial), contextlib.ExitStack() as stack:
         lines = stack.enter_context(open(partial / _RECORDS, "w", encoding="utf-8"))
         scalars = _tensorboard(partial / _TENSORBOARD, stack) if tensorboard else None
 
@@ -100,6 +100,16 @@ def write_run(
         yield RunWriter(partial, append)
     if (partial / _RECORDS).stat().st_size:
         _publish(partial, folder)
+
+
+@contextlib.contextmanager
+def _noting(partial: Path) -> Iterator[None]:
+    """Has whatever breaks a run off say where its measurements are."""
+    try:
+        yield
+    except BaseException as error:
+        error.add_note(f"What was measured before is in {partial}.")
+        raise
 
 
 def _publish(partial: Path, folder: Path) -> None:
