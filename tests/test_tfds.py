@@ -122,6 +122,16 @@ def test_tfds_reads_the_newest_complete_version(tmp_path: Path) -> None:
     assert tfds.find_prepared("some", tmp_path).name == "3.0.10"
 
 
+def test_a_wrong_name_is_told_what_is_prepared(tmp_path: Path) -> None:
+    for name in ("mnist/3.0.1", "cifar10/3.0.1", "cifar10/3.0.2", "emnist/mnist/3.1.0"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "dataset_info.json").touch()
+    (tmp_path / "downloads" / "1.0.0").mkdir(parents=True)
+    there = r"\(prepared there: cifar10, emnist/mnist, mnist\); prepare it with"
+    with pytest.raises(FileNotFoundError, match=there):
+        load(DataConfig("cifra10", data_dir=tmp_path))
+
+
 def test_decoding_happens_once(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = DataConfig("tiny", data_dir=tiny)
     first = load(config)

@@ -74,21 +74,29 @@ def find_prepared(name: str, data_dir: Path) -> Path:
     """The folder of the newest prepared version.
 
     Raises:
-      FileNotFoundError: If there is none, with the command that prepares it.
+      FileNotFoundError: If there is none, with what there is instead, and the command
+        that prepares it.
     """
-    versions = [
-        (tuple(int(part) for part in folder.name.split(".")), folder)
-        for folder in (data_dir / name).glob("*")
-        if re.fullmatch(r"\d+\.\d+\.\d+", folder.name)
-        and (folder / "dataset_info.json").is_file()
-    ]
+    versions = _versions(data_dir, name)
     if not versions:
+        others = [*_versions(data_dir, "*"), *_versions(data_dir, "*/*")]
+        names = sorted({str(folder.parent.relative_to(data_dir)) for folder in others})
+        instead = f" (prepared there: {', '.join(names)})" if names else ""
         raise FileNotFoundError(
             f"Data set {name!r} is not prepared: there is no "
-            f"{data_dir / name / '<version>' / 'dataset_info.json'}; prepare it with "
-            f"`python -m pcn_jax.data {name} --data-dir {data_dir}`."
+            f"{data_dir / name / '<version>' / 'dataset_info.json'}{instead}; prepare "
+            f"it with `python -m pcn_jax.data {name} --data-dir {data_dir}`."
         )
-    return max(versions)[1]
+    return max(versions, key=lambda folder: tuple(map(int, folder.name.split("."))))
+
+
+def _versions(data_dir: Path, names: str) -> list[Path]:
+    """Folders of all prepared versions of a data set, or of those of a pattern."""
+    return [
+        path.parent
+        for path in data_dir.glob(f"{names}/*/dataset_info.json")
+        if re.fullmatch(r"\d+\.\d+\.\d+", path.parent.name)
+    ]
 
 
 def _decoded(name: str, folder: Path, split: str) -> dict[str, NDArray[Any]]:
