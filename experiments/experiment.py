@@ -272,13 +272,21 @@ def parse(
         for name, setup in setups.items()
     }
     arguments = sys.argv[1:] if arguments is None else arguments
+    name, prog = next(iter(arguments), ""), f"python -m {module}"
     with _constructors:
-        experiment = tyro.extras.overridable_config_cli(
-            described,
-            prog=f"python -m {module}",
-            description=description,
-            args=arguments,
-        )
+        if name in setups:  # alone, so that errors name its options and its help
+            experiment = tyro.cli(
+                Experiment,
+                prog=f"{prog} {name}",
+                description=described[name][0],
+                args=arguments[1:],
+                default=setups[name],
+                config=(tyro.conf.AvoidSubcommands,),
+            )
+        else:
+            experiment = tyro.extras.overridable_config_cli(
+                described, prog=prog, description=description, args=arguments
+            )
     if experiment.name == _OWN and not any(
         word.startswith("--data.name") for word in arguments
     ):

@@ -227,7 +227,18 @@ def test_wrong_words_are_refused_with_what_is_allowed(
         train.main([*QUICK, *more])
     printed = capsys.readouterr()
     said = " ".join(f"{printed.out}{printed.err}{stop.value.code}".split("│"))
-    assert message in " ".join(said.split())
+    assert message in (said := " ".join(said.split()))
+    assert "python -m experiments.train digits-lt --help" in said
+    assert "tyro" not in said
+
+
+def test_a_set_up_that_there_is_not_is_told_which_there_are(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit):
+        train.main(["digit-lt"])
+    said = capsys.readouterr().err
+    assert all(name in said for name in SETUPS)
 
 
 @pytest.mark.parametrize(
