@@ -234,6 +234,23 @@ def fewest_held_out(dataset: Dataset) -> tuple[int, int]:
     return test, validation
 
 
+def make_folder(experiment: Experiment) -> None:
+    """Makes the folder of the runs, before anything is trained in vain.
+
+    Args:
+      experiment: Whose.
+
+    Raises:
+      ValueError: If it cannot be made.
+    """
+    try:
+        experiment.folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(
+            f"--out {experiment.out} cannot be written ({error}): choose another."
+        ) from error
+
+
 def learning_rates_path(setup: str) -> Path:
     """The file in the repository with what `experiments.tune` found for a set-up."""
     return Path(__file__).parent / "learning_rates" / f"{setup}.json"

@@ -160,7 +160,7 @@ def table(summary: Mapping[AlgorithmName, Summary], target_recall: float) -> str
     ]
     number = len(next(iter(summary.values())).runs)
     text = textwrap.fill(
-        f"Over {number} seeds. Recalls are of the balanced test split at the last "
+        f"Over {seeds(number)}. Recalls are of the balanced test split at the last "
         "step, or stopped early: where the macro recall is best on the validation "
         "split; the minority is the rarest third of the classes; the drop is the rise "
         "of its training loss before it is learned; steps to "
@@ -174,6 +174,19 @@ def table(summary: Mapping[AlgorithmName, Summary], target_recall: float) -> str
     return f"{lines}\n\n{text}"
 
 
+def seeds(number: int) -> str:
+    """So many seeds, in words.
+
+    Args:
+      number: Of seeds.
+
+    Example:
+      >>> seeds(1)
+      '1 seed'
+    """
+    return f"{number} seed" if number == 1 else f"{number} seeds"
+
+
 def _mean(values: Sequence[float]) -> str:
     mean = statistics.fmean(values)
     if len(values) < 3 or not np.isfinite(values).all():
@@ -184,6 +197,8 @@ def _mean(values: Sequence[float]) -> str:
 def _median(values: Sequence[float]) -> str:
     # The lower median: the middle of two steps would be a step that was not measured.
     middle = statistics.median_low(values)
+    if len(values) == 1:
+        return _short(middle)
     spread = ", ".join(_short(value) for value in (min(values), max(values)))
     return f"{_short(middle)} [{spread}]"
 

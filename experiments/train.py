@@ -18,12 +18,13 @@ from experiments.experiment import (
     SETUPS,
     Experiment,
     fewest_held_out,
+    make_folder,
     parse,
     problem,
     without_traceback,
 )
 from experiments.figures import draw
-from experiments.summary import summarise, table
+from experiments.summary import seeds, summarise, table
 from pcn_jax.data import Dataset
 from pcn_jax.training import (
     ALGORITHMS,
@@ -59,7 +60,9 @@ def run(experiment: Experiment) -> tuple[Dataset, Runs]:
     dataset, of_problem = problem(experiment)
     of_data = _of_data(experiment, dataset)
     runs: Runs = {}
-    for algorithm, train in _prepared(experiment, of_data, of_problem).items():
+    prepared = _prepared(experiment, of_data, of_problem)
+    make_folder(experiment)
+    for algorithm, train in prepared.items():
         for seed in experiment.seeds:
             folder = _folder(experiment, algorithm, seed)
             description = _description(experiment, algorithm, seed, of_data)
@@ -71,7 +74,7 @@ def run(experiment: Experiment) -> tuple[Dataset, Runs]:
                     if experiment.save_params:
                         write.save_params(state, experiment.save_params)
             runs.setdefault(algorithm, []).append(read_run(folder))
-        print(f"{ALGORITHMS[algorithm].label}: {len(experiment.seeds)} seeds done")
+        print(f"{ALGORITHMS[algorithm].label}: {seeds(len(experiment.seeds))} done")
     return dataset, runs
 
 

@@ -25,6 +25,7 @@ from experiments.experiment import (
     SETUPS,
     Experiment,
     Goal,
+    make_folder,
     parse,
     problem,
     without_traceback,
@@ -100,8 +101,11 @@ def search(experiment: Experiment, algorithm: AlgorithmName, command: str) -> bo
 
     Raises:
       FileNotFoundError: If the data set is not there.
+      ValueError: If `out` cannot be written.
     """
     path = experiment.rates_path(algorithm)
+    if path.is_relative_to(experiment.out):
+        make_folder(experiment)
     found, seeds = _read(path), list(experiment.search_seeds)
     searched = {"command": command, "seeds": seeds}
     rates = [f"{rate:g}" for rate in grid(experiment.train.optimizer)]
