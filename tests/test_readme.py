@@ -86,12 +86,29 @@ def test_the_script_with_logit_adjustment_ends_with_the_shares_of_the_data() -> 
 
 
 def test_the_training_script_in_python_records() -> None:
-    block, _, _ = blocks("docs/command_line.md")
+    _, block, _, _ = blocks("docs/command_line.md")
     names = run(block)
     last = names["records"][-1]
     assert last["step"] == 20
     right = names["predictions"] == names["test"].labels
     assert float(right.mean()) == pytest.approx(last["test"]["macro_recall"], abs=1e-6)
+
+
+def test_the_keys_of_a_record_are_those_of_the_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments = ["digits-lt", "--algorithms", "pcnsgd+o", "pcnsgd+split"]
+    train.main([*arguments, "--seeds", "0", "--train.steps", "2"])
+    names = run(blocks("docs/command_line.md")[0])
+    assert names["steps"] == [0, 1, 2]
+    assert len(names["recalls_of_nines"]) == 3
+    page = (ROOT / "docs/command_line.md").read_text(encoding="utf-8")
+    rows = page.split("| key of a record |")[1].split("\n\n")[0].splitlines()[2:]
+    told = [key.strip(" `") for row in rows for key in cells(row)[0].split(",")]
+    (record, *_) = read_run(Path("runs/digits-lt/pcnsgd+split/seed-0"))
+    assert sorted(told) == sorted(record)
+    assert set(told) - set(names["records"][0]) == {"estimated_alignment"}
 
 
 def test_saved_parameters_are_those_of_the_run(
@@ -102,7 +119,8 @@ def test_saved_parameters_are_those_of_the_run(
     arguments += ["--train.steps", "200", "--learning-rate", "1"]
     train.main(arguments)
     train.main([*arguments, "--save-params", "best"])
-    names = run(blocks("docs/command_line.md")[1])
+    _, _, block, _ = blocks("docs/command_line.md")
+    names = run(block)
     right = names["predictions"] == names["data"].test.labels
     _, *records = read_run(Path("runs/digits-lt/pcnsgd+o/seed-0"))
     best = max(records, key=lambda record: record["validation"]["macro_recall"])
@@ -111,7 +129,7 @@ def test_saved_parameters_are_those_of_the_run(
 
 
 def test_a_state_that_was_saved_goes_on_bit_for_bit() -> None:
-    first, _, resume = blocks("docs/command_line.md")
+    _, first, _, resume = blocks("docs/command_line.md")
     names = run(first + resume)
     config = dataclasses.replace(names["config"], steps=40)
     train = make_train(names["problem"], "pcnsgd+clip", 0.1, config)
