@@ -153,7 +153,7 @@ def pcn_value_and_grad(
       Not meant to be differentiated itself. Examples must be on the first axis of
       every input. In loops derivatives of your own (`jax.custom_vjp`) by parameters
       must be linear in the cotangent, as those of functions are: one that clips
-      gradients clips something else there. Elsewhere such a one is found.
+      gradients clips something else there. Elsewhere it ends the proof.
       The fused path takes norms from inner products of examples where that is cheaper;
       a class whose examples cancel to rounding then takes a shorter step than 1.
 
