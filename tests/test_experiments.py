@@ -92,7 +92,7 @@ def test_of_many_differences_a_few_are_told(finished: Path) -> None:
     [
         (["--learning-rate", "-1"], "learning_rate must be .* got -1"),
         (["--learning-rate", "nan"], "learning_rate must be .* got nan"),
-        (["--train.batch-size", "3"], "too small: class"),
+        (["--train.batch-size", "3"], "would get no example"),
     ],
 )
 def test_wrong_values_are_refused_as_such_where_a_finished_run_is(
