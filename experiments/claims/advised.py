@@ -257,23 +257,24 @@ def averages(recalls: Mapping[str, Recalls], when: str) -> str:
     """
     seeds = _seeds(recalls)
     mlps = [name for name in recalls if name in _MLPS_ON_CIFAR]
+    is_part = 1 < len(mlps) < len(recalls)
     rows = []
     for one, other in _PAIRS:
         more = {
             name: (found[one] - found[other])[:seeds] for name, found in recalls.items()
         }
-        of_all, of_mlps = (
-            interval(np.mean([more[name] for name in names], axis=0))
-            for names in (more, mlps)
-        )
         of_setups = [float(of_seeds.mean()) for of_seeds in more.values()]
         rows.append(
             [
                 f"{label_of(one)} minus {label_of(other)}",
-                of_all,
+                interval(np.mean(list(more.values()), axis=0)),
                 interval(of_setups),
                 f"{sum(mean > 0 for mean in of_setups)} of {len(of_setups)}",
-                of_mlps,
+                *(
+                    [interval(np.mean([more[name] for name in mlps], axis=0))]
+                    if is_part
+                    else []
+                ),
             ]
         )
     head = [
@@ -281,10 +282,9 @@ def averages(recalls: Mapping[str, Recalls], when: str) -> str:
         "mean, with its interval over seeds",
         "over set-ups",
         "above 0 on",
-        f"mean of the {len(mlps)} MLPs on CIFAR-10",
+        *([f"mean of the {len(mlps)} MLPs on CIFAR-10"] if is_part else []),
     ]
-    columns = len(head) if 1 < len(mlps) < len(recalls) else len(head) - 1
-    table = tabulate([row[:columns] for row in rows], head[:columns], tablefmt="github")
+    table = tabulate(rows, head, tablefmt="github")
     return f"Macro recall {when}, mean of {len(recalls)} set-ups:\n\n{table}"
 
 

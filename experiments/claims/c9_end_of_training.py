@@ -109,6 +109,7 @@ def find(size: Size) -> Finding:
             "PCNSGD on digits-lt: largest class loss in the second half of training "
             f"minus its least in the first {worse}, more than {_TENTH}",
             worse.is_above(_TENTH),
+            asserted=False,  # of the short runs of the fast study
         )
     ]
     for name in SETTLING:
